@@ -1,0 +1,491 @@
+"""What a user declares: sources, feature views, labels, models. Frozen values; nothing here computes.
+
+A declaration that can be judged alone is judged when it is made; what needs the other declarations
+(an unknown feature, two models of one name) is judged by `mlops_assets.validation` when definitions
+load. Either way the error names the declaration, the field, what was given, what exists, and the fix.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from mlops_assets.fields import Field, String, UnixTimestamp
+
+if TYPE_CHECKING:
+    import dagster as dg
+    import polars as pl
+
+    from mlops_assets.trainers import Trainer
+
+EVENT_TIMESTAMP = "event_timestamp"
+KNOWN_AT = "label_known_at"
+NAME = re.compile(r"[a-z][a-z0-9_]*")
+Task = Literal["classification", "regression"]
+
+
+class DeclarationError(ValueError):
+    """A declaration cannot mean anything; raised when definitions load."""
+
+    @classmethod
+    def of(cls, declaration: str, field_name: str, given: object, exists: object, fix: str) -> Self:
+        return cls(f"{declaration}: {field_name} is {given!r} (allowed: {exists}). {fix}")
+
+
+def _named(kind: str, name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise DeclarationError.of(
+            f"{kind} {name!r}", "name", name, "lower case letters, digits and _, a letter first", "Rename it."
+        )
+
+
+def _team_of(function: Callable[..., Any]) -> str:
+    """The team is the folder: `feature_assets/<team>/file.py`."""
+    parts = function.__module__.split(".")
+    return parts[1] if len(parts) > 2 and parts[0] in ("feature_assets", "model_assets") else parts[0]
+
+
+@dataclass(frozen=True)
+class Entity:
+    """A thing that features describe, found by one join key (a column of every table about it)."""
+
+    name: str
+    join_key: str
+    dtype: Field = String
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        _named("Entity", self.name)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What every published table has: a team and a name, a schema, partitions, and how it is computed."""
+
+    kind: ClassVar[str]
+
+    name: str
+    team: str
+    schema: Mapping[str, Field]
+    compute: Callable[..., pl.LazyFrame]
+    partitions: dg.PartitionsDefinition[Any] | None = None
+    lookback: timedelta = timedelta(0)
+    description: str = ""
+    owners: tuple[str, ...] = ()
+    code_version: str = "1"
+
+    def __post_init__(self) -> None:
+        _named(self.kind, self.name)
+        if not self.schema:
+            raise DeclarationError.of(self.title, "schema", {}, "at least one column", "Name its columns and types.")
+        if self.lookback < timedelta(0):
+            raise DeclarationError.of(self.title, "lookback", self.lookback, "zero or more", "Give a positive duration.")
+
+    @property
+    def id(self) -> str:
+        """`<team>/<name>`, the name used in references, errors and paths."""
+        return f"{self.team}/{self.name}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind} '{self.id}'"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The tables it reads, named by the parameters of its function (same team)."""
+        return tuple(inspect.signature(self.compute).parameters)
+
+    def __call__(self, *frames: pl.LazyFrame) -> pl.LazyFrame:
+        """The pure function, so that it is tested by calling it."""
+        return self.compute(*frames)
+
+
+@dataclass(frozen=True)
+class Source(_Table):
+    """A raw table, read in place from where it comes. `key` columns and time are unique together.
+
+    Its function takes no tables; one with a parameter `window` (a pair of UTC datetimes, start
+    inclusive, end exclusive; None when unpartitioned) is given the time range that is asked for.
+    """
+
+    kind: ClassVar[str] = "source"
+
+    key: tuple[str, ...] = ()
+    event_timestamp: str | None = None
+
+
+@dataclass(frozen=True)
+class FeatureView(_Table):
+    """Features of entities over time: one row per entity key and `event_timestamp`.
+
+    A row may use only what was known at its `event_timestamp`. A reader at time t sees the newest row
+    with `t - ttl <= event_timestamp <= t`; without a ttl a row holds until a newer one comes.
+    `lookback` is how far before a partition its function needs its inputs (trailing windows).
+    """
+
+    kind: ClassVar[str] = "feature view"
+
+    entities: tuple[Entity, ...] = ()
+    ttl: timedelta | None = None
+    online: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ttl is not None and self.ttl <= timedelta(0):
+            raise DeclarationError.of(self.title, "ttl", self.ttl, "a positive duration or None", "Leave it out for no limit.")
+        if clash := sorted({EVENT_TIMESTAMP, *self.join_keys} & set(self.schema)):
+            raise DeclarationError.of(
+                self.title, "schema", clash, "features only", "Keys come from entities=, the time column is added by itself."
+            )
+
+    @property
+    def join_keys(self) -> tuple[str, ...]:
+        return tuple(entity.join_key for entity in self.entities)
+
+    @property
+    def columns(self) -> dict[str, Field]:
+        """Every published column: join keys, event time, features."""
+        keys = {entity.join_key: entity.dtype for entity in self.entities}
+        return {**keys, EVENT_TIMESTAMP: UnixTimestamp("When the row became true and known"), **self.schema}
+
+    def __getitem__(self, features: Sequence[str]) -> FeatureSelection:
+        return FeatureSelection(self, (features,) if isinstance(features, str) else tuple(features))
+
+    @property
+    def selection(self) -> FeatureSelection:
+        return self[tuple(self.schema)]
+
+
+@dataclass(frozen=True)
+class FeatureSelection:
+    """Some features of one view, in the order a model reads them."""
+
+    view: FeatureView
+    features: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if unknown := [name for name in self.features if name not in self.view.schema]:
+            raise DeclarationError.of(
+                self.view.title, "features", unknown, ", ".join(self.view.schema), "Select features that the view declares."
+            )
+
+    @property
+    def selection(self) -> FeatureSelection:
+        return self
+
+
+@dataclass(frozen=True)
+class Labels(_Table):
+    """The spine: one row per event to predict, with what is known when it is asked, and the truth later.
+
+    Columns: `key` (unique id of the event), the entities' join keys, `event_timestamp` (when the
+    prediction is wanted), `label_known_at`, the `request` features (given by the caller when asking),
+    and the targets. `schema` holds the targets.
+    """
+
+    kind: ClassVar[str] = "labels"
+
+    key: str = "event_id"
+    entities: tuple[Entity, ...] = ()
+    request: Mapping[str, Field] = field(default_factory=dict)
+
+    @property
+    def join_keys(self) -> tuple[str, ...]:
+        return tuple(entity.join_key for entity in self.entities)
+
+    @property
+    def columns(self) -> dict[str, Field]:
+        return {
+            self.key: String("Unique id of the event"),
+            **{entity.join_key: entity.dtype for entity in self.entities},
+            EVENT_TIMESTAMP: UnixTimestamp("When the prediction is wanted"),
+            KNOWN_AT: UnixTimestamp("When the label became known"),
+            **self.request,
+            **self.schema,
+        }
+
+
+def _table(kind: type[Any], options: dict[str, Any]) -> Callable[[Callable[..., pl.LazyFrame]], Any]:
+    def declare(function: Callable[..., pl.LazyFrame]) -> Any:
+        options.setdefault("team", _team_of(function))
+        return kind(
+            name=options.pop("name", function.__name__),
+            compute=function,
+            description=inspect.getdoc(function) or "",
+            **options,
+        )
+
+    return declare
+
+
+def source(
+    *,
+    schema: Mapping[str, Field],
+    key: Sequence[str],
+    event_timestamp: str | None = None,
+    partitions: dg.PartitionsDefinition[Any] | None = None,
+    owners: Sequence[str] = (),
+    code_version: str = "1",
+) -> Callable[[Callable[..., pl.LazyFrame]], Source]:
+    """Declare the decorated function as a raw source; its name is the table's, its docstring the description."""
+    return _table(Source, {**locals(), "key": tuple(key), "owners": tuple(owners)})
+
+
+def feature_view(
+    *,
+    entities: Sequence[Entity],
+    schema: Mapping[str, Field],
+    ttl: timedelta | None = None,
+    partitions: dg.PartitionsDefinition[Any] | None = None,
+    lookback: timedelta = timedelta(0),
+    online: bool = True,
+    owners: Sequence[str] = (),
+    code_version: str = "1",
+) -> Callable[[Callable[..., pl.LazyFrame]], FeatureView]:
+    """Declare the decorated function as a feature view; its parameters name the tables it reads."""
+    return _table(FeatureView, {**locals(), "entities": tuple(entities), "owners": tuple(owners)})
+
+
+def labels(
+    *,
+    key: str,
+    entities: Sequence[Entity],
+    targets: Mapping[str, Field],
+    request: Mapping[str, Field] | None = None,
+    partitions: dg.PartitionsDefinition[Any] | None = None,
+    lookback: timedelta = timedelta(0),
+    owners: Sequence[str] = (),
+    code_version: str = "1",
+) -> Callable[[Callable[..., pl.LazyFrame]], Labels]:
+    """Declare the decorated function as a spine of labelled events; its parameters name the tables it reads."""
+    options = {**locals(), "entities": tuple(entities), "owners": tuple(owners), "request": dict(request or {})}
+    return _table(Labels, {"schema": options.pop("targets"), **options})
+
+
+@dataclass(frozen=True)
+class IntRange:
+    """Whole numbers from `low` to `high`, both included."""
+
+    low: int
+    high: int
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class FloatRange:
+    """Real numbers from `low` to `high`; `log` searches orders of magnitude evenly."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """The last `holdout` before the cutoff judges the model; the `validation` before it guides the search.
+
+    `window` bounds how far back training rows go; None takes all there is.
+    """
+
+    holdout: timedelta = timedelta(days=14)
+    validation: timedelta = timedelta(days=14)
+    window: timedelta | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("holdout", "validation"):
+            if getattr(self, name) <= timedelta(0):
+                raise DeclarationError.of("TimeSplit", name, getattr(self, name), "a positive duration", "Give days.")
+        if self.window is not None and self.window <= self.holdout + self.validation:
+            raise DeclarationError.of(
+                "TimeSplit", "window", self.window, "more than holdout + validation", "Leave rows to train on."
+            )
+
+
+@dataclass(frozen=True)
+class Search:
+    """Hyperparameter search: `trials` draws from `space` (ranges, or a list of choices), seeded."""
+
+    trials: int = 20
+    space: Mapping[str, IntRange | FloatRange | Sequence[Any]] = field(default_factory=dict)
+    seed: int = 7
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise DeclarationError.of("Search", "trials", self.trials, "1 or more", "Use 1 for the trainer's defaults.")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """What a candidate must show on the holdout before it may become champion.
+
+    `at_least` (or `at_most`, for errors) is the floor of `metric`; `beats_champion_by` the margin over
+    the champion on the same rows; `slices` are columns whose every group of at least
+    `slice_min_rows` rows must stay within `slice_tolerance` of the whole; `latency_ms` bounds the
+    median time of a one-row prediction.
+    """
+
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    beats_champion_by: float | None = 0.0
+    slices: Sequence[str] = ()
+    slice_tolerance: float = 0.15
+    slice_min_rows: int = 200
+    latency_ms: float = 50.0
+
+    def __post_init__(self) -> None:
+        if (self.at_least is None) == (self.at_most is None):
+            raise DeclarationError.of(
+                "Gate", "at_least/at_most", (self.at_least, self.at_most), "exactly one", "State the floor of the metric."
+            )
+
+
+@dataclass(frozen=True)
+class Serve:
+    """How a new champion takes over: percent of traffic at each canary step, ascending to 100."""
+
+    canary: Sequence[int] = (10, 50, 100)
+
+    def __post_init__(self) -> None:
+        steps = list(self.canary)
+        if not steps or steps != sorted(set(steps)) or steps[-1] != 100 or steps[0] < 1:
+            raise DeclarationError.of(
+                "Serve", "canary", steps, "percents ascending to 100, e.g. [10, 50, 100]", "Sort them and end with 100."
+            )
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """When to speak up, and how often a model may be retrained because of it.
+
+    `psi` is the limit of the population stability index of a column, `drifted_share` the share of
+    columns over it that makes the whole dataset drifted; `metric_drop` how far the live metric may
+    fall below the holdout's; reports look back over `window`, and say nothing on fewer than
+    `min_rows` rows; `cooldown` is the least time between two retrainings.
+    """
+
+    psi: float = 0.2
+    drifted_share: float = 0.3
+    metric_drop: float = 0.03
+    window: timedelta = timedelta(days=7)
+    min_rows: int = 500
+    cooldown: timedelta = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class ModelPipeline:
+    """One model's whole life. See the README for an example; `mlops new model` writes one.
+
+    `label` is a target of `labels`; `cutoffs` partitions training by the moment the world is known up
+    to; rows of the training set have `event_timestamp < cutoff` and `label_known_at <= cutoff`.
+    """
+
+    name: str
+    team: str
+    labels: Labels
+    label: str
+    features: Sequence[FeatureView | FeatureSelection]
+    trainer: Trainer
+    cutoffs: dg.TimeWindowPartitionsDefinition
+    gate: Gate
+    split: TimeSplit = TimeSplit()
+    search: Search = Search(trials=1)
+    serve: Serve = Serve()
+    monitor: Monitor = Monitor()
+    description: str = ""
+    owners: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _named("model", self.name)
+        _named("model team", self.team)
+        if self.label not in self.labels.schema:
+            raise DeclarationError.of(
+                self.title,
+                "label",
+                self.label,
+                f"{', '.join(self.labels.schema)}, the targets of {self.labels.title}",
+                "Choose one of them or add it to the labels.",
+            )
+        self._validate_metric()
+        self._validate_columns()
+
+    def _validate_metric(self) -> None:
+        from mlops_assets.metrics import METRICS
+
+        known = sorted(name for name, metric in METRICS.items() if metric.task == self.trainer.task)
+        if self.gate.metric not in known:
+            raise DeclarationError.of(
+                self.title,
+                "gate.metric",
+                self.gate.metric,
+                f"{', '.join(known)}, the metrics of {self.trainer.task}",
+                "Choose one that the trainer's task has.",
+            )
+        if (self.gate.at_least is not None) != METRICS[self.gate.metric].higher_is_better:
+            side = "at_least" if METRICS[self.gate.metric].higher_is_better else "at_most"
+            raise DeclarationError.of(self.title, "gate", self.gate.metric, side, f"State the floor with {side}=.")
+
+    def _validate_columns(self) -> None:
+        from collections import Counter
+
+        twice = [name for name, times in Counter(self.inputs).items() if times > 1]
+        if twice:
+            raise DeclarationError.of(
+                self.title, "features", twice, "distinct names", "Two views share a feature name; select with view[[...]]."
+            )
+        for selection in self.selections:
+            if missing := set(selection.view.join_keys) - set(self.labels.join_keys):
+                raise DeclarationError.of(
+                    self.title,
+                    "features",
+                    selection.view.name,
+                    f"views keyed by {', '.join(self.labels.join_keys)}",
+                    f"{self.labels.title} has no join key {', '.join(sorted(missing))}; add the entity to it.",
+                )
+        sliceable = {*self.inputs, *self.labels.join_keys}
+        if unknown := [name for name in self.gate.slices if name not in sliceable]:
+            raise DeclarationError.of(
+                self.title, "gate.slices", unknown, ", ".join(sorted(sliceable)), "Slice by a key or an input of the model."
+            )
+
+    @property
+    def id(self) -> str:
+        """`<team>/<name>`, as the command line and the endpoint name it."""
+        return f"{self.team}/{self.name}"
+
+    @property
+    def title(self) -> str:
+        return f"model '{self.id}'"
+
+    @property
+    def registered_name(self) -> str:
+        """The name in MLflow's registry, which allows no slash."""
+        return f"{self.team}.{self.name}"
+
+    @property
+    def selections(self) -> tuple[FeatureSelection, ...]:
+        return tuple(item.selection for item in self.features)
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The model's input columns in order: request features, then each view's features."""
+        return (*self.labels.request, *(name for item in self.selections for name in item.features))
+
+    @property
+    def input_fields(self) -> dict[str, Field]:
+        fields = dict(self.labels.request)
+        for item in self.selections:
+            fields.update({name: item.view.schema[name] for name in item.features})
+        return fields
+
+    @property
+    def task(self) -> Task:
+        return self.trainer.task
+
+    def with_(self, **changes: Any) -> ModelPipeline:
+        """A copy with some fields changed; a challenger is often one word away from the champion."""
+        return replace(self, **changes)
