@@ -1,0 +1,167 @@
+"""The packed store is a dict in which the newest event wins, in SQLite and in Redis alike."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from resources.packed_store import PackedStore, TableNameError, UnknownStoreError, online_store_url
+
+VIEW = "flights__weather"
+
+
+@pytest.fixture(params=["sqlite", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return f"sqlite:///{tmp_path / 'packed.db'}" if request.param == "sqlite" else request.getfixturevalue("redis_url")
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[PackedStore]:
+    opened = PackedStore.open(url)
+    yield opened
+    opened.close()
+
+
+keys = st.tuples(st.sampled_from(["EWR", "JFK", "Ω"]), st.sampled_from([1, 2]))
+times = st.one_of(st.integers(-5, 5), st.integers(-(2**63), 2**63 - 1), st.integers(2**53, 2**53 + 3))
+features = st.dictionaries(
+    st.sampled_from(["temp", "precip"]), st.one_of(st.none(), st.booleans(), st.integers(-9, 9), st.text(max_size=3))
+)
+batches = st.lists(st.lists(st.tuples(keys, times, features), max_size=5), max_size=5)
+
+
+def expected(rows: list[tuple[Any, int, Any]]) -> dict[Any, tuple[int, Any]]:
+    model: dict[Any, tuple[int, Any]] = {}
+    for key, event_ts, values in rows:
+        if key not in model or event_ts >= model[key][0]:
+            model[key] = (event_ts, values)
+    return model
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(batches=batches)
+def test_store_equals_a_dict_in_which_the_newest_event_wins(
+    store: PackedStore, batches: list[list[tuple[Any, int, Any]]]
+) -> None:
+    table = f"t{uuid4().hex}"
+    for batch in batches:
+        store.write(table, batch)
+    model = expected([row for batch in batches for row in batch])
+    asked = [*model, ("absent", 0), *model]
+    assert store.read(table, asked) == [model.get(key) for key in asked]
+    assert store.count(table) == len(model)
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(rows=st.lists(st.tuples(keys, times, features), unique_by=lambda row: row[:2]), data=st.data())
+def test_order_of_arrival_changes_nothing(store: PackedStore, rows: list[Any], data: st.DataObject) -> None:
+    """Distinct events end in the same state in whatever order they arrive."""
+    table = f"t{uuid4().hex}"
+    for row in data.draw(st.permutations(rows)):
+        store.write(table, [row])
+    model = expected(rows)
+    assert store.read(table, list(model)) == list(model.values())
+
+
+def test_write_tells_how_many_rows_took_effect(store: PackedStore) -> None:
+    assert store.write(VIEW, [(("EWR",), 5, {"temp": 1}), (("JFK",), 5, {"temp": 2})]) == 2
+    assert store.write(VIEW, [(("EWR",), 4, {"temp": 9}), (("JFK",), 6, {"temp": 3})]) == 1
+    assert store.read(VIEW, [("EWR",), ("JFK",)]) == [(5, {"temp": 1}), (6, {"temp": 3})]
+
+
+def test_reading_nothing_and_the_never_written(store: PackedStore) -> None:
+    assert store.read(VIEW, []) == []
+    assert store.read(VIEW, [("EWR",)]) == [None]
+    assert store.count(VIEW) == 0
+    assert store.write(VIEW, []) == 0
+
+
+def test_more_keys_than_one_statement_or_script_call_takes(store: PackedStore) -> None:
+    rows = [((number,), number, {"x": number}) for number in range(40_000)]
+    assert store.write(VIEW, iter(rows)) == 40_000
+    assert store.read(VIEW, [key for key, _, _ in rows]) == [(event_ts, values) for _, event_ts, values in rows]
+
+
+def test_tables_and_key_types_are_apart(store: PackedStore) -> None:
+    store.write(VIEW, [((1,), 1, {"of": "int"}), (("1",), 1, {"of": "text"})])
+    store.write("flights__aircraft", [((1,), 1, {"of": "aircraft"})])
+    assert store.read(VIEW, [(1,), ("1",)]) == [(1, {"of": "int"}), (1, {"of": "text"})]
+    assert store.count("flights__aircraft") == 1
+
+
+def test_what_was_written_is_there_after_reopening(store: PackedStore, url: str) -> None:
+    store.write(VIEW, [(("EWR",), 5, {"temp": float("nan")})])
+    again = PackedStore.open(url)
+    assert again.read(VIEW, [("EWR",)]) == [(5, {"temp": None})]
+    again.close()
+
+
+def _race(arguments: tuple[str, int]) -> int:
+    url, offset = arguments
+    opened = PackedStore.open(url)
+    times = [(offset * 37 + step * 61) % 500 for step in range(200)]
+    for at in times:
+        opened.write(VIEW, [(("EWR",), at, {"at": at})])
+    opened.close()
+    return max(times)
+
+
+def test_the_newest_of_many_processes_wins(url: str) -> None:
+    """Four processes open a store that does not exist yet and race on one key."""
+    with ProcessPoolExecutor(4, mp_context=get_context("spawn")) as pool:
+        newest = max(pool.map(_race, [(url, offset) for offset in range(4)]))
+    opened = PackedStore.open(url)
+    assert opened.read(VIEW, [("EWR",)]) == [(newest, {"at": newest})]
+    opened.close()
+
+
+def test_threads_read_while_another_writes(store: PackedStore) -> None:
+    """A reader sees a whole row, old or new, never an error."""
+    store.write(VIEW, [(("EWR",), 0, {"at": 0})])
+
+    def read(_: int) -> bool:
+        (row,) = store.read(VIEW, [("EWR",)])
+        return row is not None and row[1] == {"at": row[0]}
+
+    with ThreadPoolExecutor(9) as pool:
+        writing = pool.submit(lambda: [store.write(VIEW, [(("EWR",), at, {"at": at})]) for at in range(200)])
+        assert all(pool.map(read, range(2_000)))
+        assert sum(writing.result()) == 200
+
+
+@pytest.mark.parametrize("table", ["", "Weather", "a b", "x;drop table packed", "1st", 'a"b', "a*"])
+@pytest.mark.parametrize("call", [lambda s, t: s.write(t, []), lambda s, t: s.read(t, []), lambda s, t: s.count(t)])
+def test_table_names_are_validated(store: PackedStore, table: str, call: Callable[[PackedStore, str], Any]) -> None:
+    with pytest.raises(TableNameError, match="allowed"):
+        call(store, table)
+
+
+def test_an_unknown_scheme_names_the_known_ones() -> None:
+    with pytest.raises(UnknownStoreError, match=r"'mongodb://x'.*sqlite:///.*redis://") as caught:
+        PackedStore.open("mongodb://x")
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_the_store_is_found_by_the_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLOPS_ONLINE_STORE", raising=False)
+    assert online_store_url() == f"sqlite:///{home}/feast/packed.db"
+    monkeypatch.setenv("MLOPS_ONLINE_STORE", "redis://cache:6379/0")
+    assert online_store_url() == "redis://cache:6379/0"
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    import subprocess
+
+    code = "import sys, resources.packed_store; print(*{name.split('.')[0] for name in sys.modules})"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"redis", "polars", "dagster", "pandas", "feast"} & set(loaded)
