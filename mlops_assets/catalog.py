@@ -1,0 +1,169 @@
+"""Everything that was declared, found in the team folders and judged together.
+
+`gather()` imports `feature_assets/<team>/*.py` and `model_assets/<team>/*.py`, and reads the
+`defs.yaml` components there. What one declaration cannot know alone is judged here: an input that no
+table provides, two declarations of one name. Nothing heavy is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from types import ModuleType
+from typing import Any, Self
+
+import dagster as dg
+
+from mlops_assets.declarations import (
+    DeclarationError,
+    FeatureSelection,
+    FeatureView,
+    Labels,
+    ModelPipeline,
+    Source,
+)
+
+Table = Source | FeatureView | Labels
+PACKAGES = ("feature_assets", "model_assets")
+
+
+class UnknownDeclarationError(LookupError):
+    """A name was asked for that no declaration has."""
+
+    @classmethod
+    def of(cls, kind: str, asked: str, known: Iterable[str]) -> Self:
+        names = sorted(known)
+        close = difflib.get_close_matches(asked, names, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        return cls(f"There is no {kind} {asked!r} (known: {', '.join(names) or 'none'}).{hint}")
+
+
+def asset_key(table: Table) -> dg.AssetKey:
+    """Where the table is published: a feature view's rows are its offline asset."""
+    link = ["offline"] if isinstance(table, FeatureView) else []
+    return dg.AssetKey([table.team, table.name, *link])
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The declarations by id (`<team>/<name>`)."""
+
+    tables: dict[str, Table] = field(default_factory=dict)
+    models: dict[str, ModelPipeline] = field(default_factory=dict)
+    components: tuple[dg.Definitions, ...] = ()
+
+    @classmethod
+    def of(cls, declarations: Iterable[Table | ModelPipeline], components: Iterable[dg.Definitions] = ()) -> Self:
+        catalog = cls(components=tuple(components))
+        for declaration in declarations:
+            catalog._add(declaration)
+        for table in catalog.tables.values():
+            list(catalog.inputs(table))
+        for model in catalog.models.values():
+            catalog._check_tables_of(model)
+        return catalog
+
+    def _add(self, declaration: Table | ModelPipeline) -> None:
+        shelf: dict[str, Any] = self.models if isinstance(declaration, ModelPipeline) else self.tables
+        taken = self.models.get(declaration.id) or self.tables.get(declaration.id)
+        if taken is declaration:
+            return
+        if taken is not None:
+            raise DeclarationError.of(
+                declaration.title, "name", declaration.name, f"one declaration per name; {taken.title} has it", "Rename one."
+            )
+        shelf[declaration.id] = declaration
+
+    def _check_tables_of(self, model: ModelPipeline) -> None:
+        for table in (model.labels, *(selection.view for selection in model.selections)):
+            if self.tables.get(table.id) is not table:
+                raise DeclarationError.of(
+                    model.title,
+                    "labels" if isinstance(table, Labels) else "features",
+                    table.id,
+                    ", ".join(sorted(self.tables)),
+                    "Declare it at the top level of a file below feature_assets/ or model_assets/.",
+                )
+
+    def inputs(self, table: Table) -> Iterator[tuple[str, Table]]:
+        """The tables that `table` reads, by the parameter that names them (same team)."""
+        if isinstance(table, Source):
+            return
+        for name in table.inputs:
+            known = [other.name for other in self.tables.values() if other.team == table.team and other is not table]
+            if name not in known:
+                raise DeclarationError.of(
+                    table.title, "parameter", name, ", ".join(sorted(known)), "Name the table that the function reads."
+                )
+            yield name, self.tables[f"{table.team}/{name}"]
+
+    def model(self, id: str) -> ModelPipeline:
+        if id not in self.models:
+            raise UnknownDeclarationError.of("model", id, self.models)
+        return self.models[id]
+
+    @property
+    def views(self) -> list[FeatureView]:
+        return [table for table in self.tables.values() if isinstance(table, FeatureView)]
+
+    def view(self, id: str) -> FeatureView:
+        views = {view.id: view for view in self.views}
+        if id not in views:
+            raise UnknownDeclarationError.of("feature view", id, views)
+        return views[id]
+
+    def labels(self, id: str) -> Labels:
+        known = {table.id: table for table in self.tables.values() if isinstance(table, Labels)}
+        if id not in known:
+            raise UnknownDeclarationError.of("label table", id, known)
+        return known[id]
+
+    def features(self, reference: str) -> FeatureSelection:
+        """`team/view` for all features, `team/view:a,b` for some, as Feast writes them."""
+        id, _, names = reference.partition(":")
+        view = self.view(id)
+        return view[[name.strip() for name in names.split(",")]] if names else view.selection
+
+
+def team_modules(package: ModuleType) -> Iterator[ModuleType]:
+    """The modules of the team folders; files beside the folders (a Feast repo file) are not declarations."""
+    for team in iter_modules(package.__path__):
+        if not team.ispkg:
+            continue
+        folder = import_module(f"{package.__name__}.{team.name}")
+        yield folder
+        for file in iter_modules(folder.__path__):
+            if not file.ispkg:
+                yield import_module(f"{folder.__name__}.{file.name}")
+
+
+def _declared_in(module: ModuleType) -> Iterator[Table | ModelPipeline]:
+    kinds = (Source, FeatureView, Labels, ModelPipeline)
+    return (value for value in vars(module).values() if isinstance(value, kinds))
+
+
+def component_files(package: ModuleType) -> list[Path]:
+    return sorted(path for root in package.__path__ for path in Path(root).rglob("defs.yaml"))
+
+
+@cache
+def gather(packages: tuple[str, ...] = PACKAGES) -> Catalog:
+    """Import the team folders and judge what they declare; an error names the declaration and the fix."""
+    modules = [import_module(name) for name in packages]
+    written = [item for package in modules for module in team_modules(package) for item in _declared_in(module)]
+    return _with_components(Catalog.of(written), modules)
+
+
+def _with_components(python: Catalog, packages: list[ModuleType]) -> Catalog:
+    files = [(package, path) for package in packages for path in component_files(package)]
+    if not files:
+        return python
+    from mlops_assets.component import load_components
+
+    models, others = load_components(files, python)
+    return Catalog.of([*python.tables.values(), *python.models.values(), *models], others)

@@ -1,0 +1,154 @@
+"""What a published table promises, as claims that can fail: its schema, its key, its bounds.
+
+`conform` refuses a frame that is not the declared table at all (a column is missing, a type cannot be
+read, a time has no zone). The claims judge the rows; they become asset checks, and the blocking ones are
+judged before anything is published, so that bad rows never replace good ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Self
+
+from mlops_assets.declarations import EVENT_TIMESTAMP, FeatureView, Labels, Source
+from mlops_assets.fields import Field
+
+if TYPE_CHECKING:
+    import polars as pl
+
+EXAMPLES = 3
+
+
+class SchemaError(ValueError):
+    """A frame is not the table it was declared to be."""
+
+    @classmethod
+    def of(cls, title: str, problem: str, fix: str) -> Self:
+        return cls(f"{title}: {problem}. {fix} Nothing was published.")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim about some rows: did it hold, and what says so."""
+
+    name: str
+    passed: bool
+    reason: str
+    blocking: bool = True
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
+def columns_of(table: Source | FeatureView | Labels) -> Mapping[str, Field]:
+    return table.schema if isinstance(table, Source) else table.columns
+
+
+def key_of(table: Source | FeatureView | Labels) -> list[str]:
+    """The columns that are unique together."""
+    if isinstance(table, FeatureView):
+        return [*table.join_keys, EVENT_TIMESTAMP]
+    return [table.key] if isinstance(table, Labels) else list(table.key)
+
+
+def time_of(table: Source | FeatureView | Labels) -> str | None:
+    """The column that places a row in a partition."""
+    return table.event_timestamp if isinstance(table, Source) else EVENT_TIMESTAMP
+
+
+def conform(frame: pl.LazyFrame, table: Source | FeatureView | Labels) -> pl.DataFrame:
+    """The frame with exactly the declared columns and types, sorted by time and key; or a `SchemaError`."""
+    import polars as pl
+
+    columns, given = columns_of(table), frame.collect_schema()
+    if missing := [name for name in columns if name not in given]:
+        raise SchemaError.of(
+            table.title, f"column {missing} is missing (it has: {', '.join(given.names())})", "Return it or undeclare it."
+        )
+    for name, declared in columns.items():
+        _refuse_unreadable(table.title, name, declared, given[name])
+    casted = frame.select(pl.col(name).cast(declared.polars) for name, declared in columns.items())
+    time = time_of(table)
+    try:
+        return casted.collect().sort([time, *key_of(table)] if time else key_of(table))
+    except (pl.exceptions.InvalidOperationError, pl.exceptions.ComputeError) as error:
+        raise SchemaError.of(table.title, f"a value does not fit its declared type: {error}", "Mend the source.") from error
+
+
+def _refuse_unreadable(title: str, name: str, declared: Field, given: pl.DataType) -> None:
+    import polars as pl
+
+    if isinstance(given, pl.Datetime) and given.time_zone is None:
+        raise SchemaError.of(
+            title, f"column {name!r} is a time without a zone", "Say which: .dt.replace_time_zone('UTC') or the local zone."
+        )
+    wanted = declared.polars
+    numeric = (given.is_numeric() or given == pl.Boolean()) and wanted.is_numeric()
+    if not (given == wanted or numeric or given == pl.Null() or type(given) is type(wanted)):
+        raise SchemaError.of(title, f"column {name!r} is {given}, declared as {declared.dtype}", "Cast it or declare its type.")
+
+
+def claims(rows: pl.DataFrame, table: Source | FeatureView | Labels) -> list[Claim]:
+    """Every claim about the rows of one publication (a partition or a range of them)."""
+    columns = columns_of(table)
+    return [
+        unique_key(rows, key_of(table)),
+        in_bounds(rows, columns),
+        null_share(rows, columns),
+        not_empty(rows, table.title),
+    ]
+
+
+CLAIM_NAMES = {"unique_key": True, "in_bounds": True, "null_share": True, "not_empty": False}
+
+
+def unique_key(rows: pl.DataFrame, key: Sequence[str]) -> Claim:
+    """No two rows share a key, and no part of a key is null."""
+    import polars as pl
+
+    nulls = rows.filter(pl.any_horizontal(pl.col(name).is_null() for name in key)).height
+    doubled = rows.filter(rows.select(key).is_duplicated()).select(key).unique(maintain_order=True)
+    examples = [list(map(str, row)) for row in doubled.head(EXAMPLES).rows()]
+    return Claim(
+        "unique_key",
+        passed=doubled.is_empty() and not nulls,
+        reason=f"{doubled.height} keys {tuple(key)} occur more than once{f', e.g. {examples}' if examples else ''}; "
+        f"{nulls} rows have a null in the key",
+        numbers={"doubled_keys": doubled.height, "null_keys": nulls},
+    )
+
+
+def in_bounds(rows: pl.DataFrame, columns: Mapping[str, Field]) -> Claim:
+    """Every number is finite and within its declared bounds; null is a missing value and judged elsewhere."""
+    import polars as pl
+
+    outside = {}
+    for name, declared in columns.items():
+        if declared.dtype not in ("Float64", "Int64"):
+            continue
+        value = pl.col(name)
+        low, high = declared.minimum, declared.maximum
+        bad = ~value.is_finite() if declared.dtype == "Float64" else pl.lit(False)
+        bad = bad if low is None else bad | (value < low)
+        bad = bad if high is None else bad | (value > high)
+        found = rows.filter(bad)[name]
+        if len(found):
+            outside[name] = f"{len(found)} values outside [{low}, {high}], e.g. {found.head(EXAMPLES).to_list()}"
+    return Claim("in_bounds", not outside, "; ".join(f"{name}: {why}" for name, why in outside.items()) or "all within bounds")
+
+
+def null_share(rows: pl.DataFrame, columns: Mapping[str, Field]) -> Claim:
+    """No column has a larger share of nulls than its declaration allows."""
+    shares = {name: rows[name].null_count() / max(rows.height, 1) for name in columns}
+    over = {name: share for name, share in shares.items() if share > columns[name].max_null_share}
+    return Claim(
+        "null_share",
+        not over,
+        "; ".join(f"{name}: {share:.1%} null, at most {columns[name].max_null_share:.1%}" for name, share in over.items())
+        or "every column within its limit",
+        numbers={f"null_share/{name}": round(share, 6) for name, share in shares.items() if share},
+    )
+
+
+def not_empty(rows: pl.DataFrame, title: str) -> Claim:
+    """A publication without rows is worth a look, but no reason to stop."""
+    return Claim("not_empty", not rows.is_empty(), f"{title}: {rows.height} rows", blocking=False)
