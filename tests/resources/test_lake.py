@@ -1,0 +1,279 @@
+"""The lake keeps every table readable: whole files, one schema, only the rows that belong."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import dagster as dg
+import polars as pl
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resources.lake import (
+    Lake,
+    NotATableError,
+    NotMaterializedError,
+    ParquetIOManager,
+    PartitionColumnError,
+    RowsOutsidePartitionsError,
+    SchemaDriftError,
+    SeveralPartitionsError,
+    UnreadableFileError,
+    split_by_window,
+)
+
+DAILY = dg.DailyPartitionsDefinition("2013-01-01", end_date="2014-01-02")
+DAYS = ["2013-01-01", "2013-01-02", "2013-01-03"]
+UTC_US = pl.Datetime("us", "UTC")
+
+
+def day(name: str) -> datetime:
+    return datetime.fromisoformat(name).replace(tzinfo=UTC)
+
+
+def rows(*moments: datetime) -> pl.DataFrame:
+    return pl.DataFrame({"event_timestamp": moments, "value": range(len(moments))}, schema_overrides={"event_timestamp": UTC_US})
+
+
+@pytest.fixture(params=["disk", "s3"])
+def lake(request: pytest.FixtureRequest, tmp_path: Path) -> Lake:
+    """The same laws hold on a disk and on S3."""
+    root = str(tmp_path / "a [lake]") if request.param == "disk" else f"{request.getfixturevalue('s3')}/some/prefix"
+    return Lake(root=root)
+
+
+def test_a_written_table_is_read_back_equal(lake: Lake):
+    """Write then scan is the identity, for one file and for several partitions in order."""
+    first, second = rows(day(DAYS[0])), rows(day(DAYS[1]))
+    lake.write(first, "flights/weather")
+    lake.write_partitions({DAYS[1]: second, DAYS[0]: first.lazy().collect()}, ["flights", "daily"])
+    assert lake.scan("flights/weather").collect().equals(first)
+    assert lake.scan("flights/daily").collect().equals(pl.concat([first, second]))
+    assert lake.scan("flights/daily", [DAYS[1]]).collect().equals(second)
+    assert lake.partitions("flights/daily") == DAYS[:2]
+    assert lake.partitions("flights/weather") == []
+    assert lake.exists("flights/weather") and not lake.exists("flights/weather", DAYS[0])
+
+
+def test_an_odd_partition_key_is_one_file_and_comes_back(lake: Lake):
+    """A slash, a colon or a percent sign in a key makes no directory and no other key."""
+    keys = sorted(["a/b", "2013-01-01-05:00", "50%", "x|y"])
+    for key in keys:
+        lake.write(rows(day(DAYS[0])), "t", key)
+    assert lake.partitions("t") == keys
+    assert lake.scan("t", ["a/b"]).collect().height == 1
+
+
+def test_a_missing_table_is_named_with_what_to_do(lake: Lake):
+    """Nothing there: the error names the asset, what was asked, what exists, and the fix."""
+    with pytest.raises(NotMaterializedError, match=r"'flights/weather'.*2013-01-01.*exists: none.*Materialize"):
+        lake.scan("flights/weather", ["2013-01-01"])
+    lake.write(rows(day(DAYS[1])), "flights/weather", DAYS[1])
+    with pytest.raises(NotMaterializedError, match=rf"exists: {DAYS[1]}"):
+        lake.scan("flights/weather", ["2013-01-01"])
+
+
+def test_partitions_with_other_columns_are_refused_by_name(lake: Lake):
+    """A changed type or a lost column is named before any row is read."""
+    lake.write(rows(day(DAYS[0])), "t", DAYS[0])
+    lake.write(rows(day(DAYS[1])).cast({"value": pl.String}), "t", DAYS[1])
+    with pytest.raises(SchemaDriftError, match=r"'2013-01-01' and '2013-01-02' of asset 't'.*value is Int64 and String"):
+        lake.scan("t")
+    lake.write(rows(day(DAYS[1])).drop("value"), "t", DAYS[1])
+    with pytest.raises(SchemaDriftError, match=r"value is Int64 and missing"):
+        lake.scan("t")
+
+
+def test_columns_may_come_in_another_order(lake: Lake):
+    """Names bind columns, not places."""
+    lake.write(rows(day(DAYS[0])), "t", DAYS[0])
+    lake.write(rows(day(DAYS[1])).select("value", "event_timestamp"), "t", DAYS[1])
+    assert lake.scan("t").collect().height == 2
+
+
+@pytest.mark.parametrize("damage", [b"", b"PAR1", b"no table, but long enough to be one"])
+def test_a_broken_file_is_named(lake: Lake, damage: bytes):
+    """Empty, cut or foreign bytes end in an error that names file, asset and fix; other partitions still read."""
+    lake.write(rows(day(DAYS[0])), "t", DAYS[0])
+    lake.write(rows(day(DAYS[1])), "t", DAYS[1]).write_bytes(damage)
+    with pytest.raises(UnreadableFileError, match=r"t/2013-01-02.parquet of asset 't'.*materialize partition '2013-01-02'"):
+        lake.scan("t")
+    assert lake.scan("t", [DAYS[0]]).collect().height == 1
+
+
+def test_a_truncated_file_is_named(tmp_path: Path):
+    """A file that lost its tail is never read as a shorter table."""
+    lake = Lake(root=str(tmp_path))
+    path = lake.write(pl.DataFrame({"a": range(10_000)}), "t")
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(UnreadableFileError, match=r"all\.parquet"):
+        lake.scan("t")
+
+
+def test_a_failing_write_leaves_the_published_table(tmp_path: Path):
+    """A frame that cannot be written changes nothing and leaves nothing beside."""
+    lake = Lake(root=str(tmp_path))
+    lake.write(rows(day(DAYS[0])), "t")
+    with pytest.raises(pl.exceptions.PolarsError):
+        lake.write(pl.LazyFrame({"a": ["x"]}).select(pl.col("a").cast(pl.Int64)), "t")
+    with pytest.raises((pl.exceptions.PolarsError, TypeError)):
+        lake.write(pl.DataFrame({"a": [object()]}, schema={"a": pl.Object}), "t")
+    assert lake.scan("t").collect().equals(rows(day(DAYS[0])))
+    assert [path.name for path in (tmp_path / "t").iterdir()] == ["all.parquet"]
+
+
+moments = st.datetimes(datetime(2013, 1, 1), datetime(2013, 1, 3, 23, 59, 59, 999999)).map(lambda t: t.replace(tzinfo=UTC))
+
+
+@given(st.lists(moments, max_size=30))
+def test_every_row_goes_to_the_one_day_it_is_of(times: Sequence[datetime]):
+    """Splitting loses no row, repeats none, keeps their order, and gives each asked day a table."""
+    frame = rows(*times)
+    windows = {name: DAILY.time_window_for_partition_key(name) for name in DAYS}
+    parts = split_by_window(frame, "event_timestamp", windows, dg.AssetKey("t"))
+    assert list(parts) == DAYS
+    for name, part in parts.items():
+        assert part.equals(frame.filter(pl.col("event_timestamp").dt.strftime("%Y-%m-%d") == name))
+    assert sum(part.height for part in parts.values()) == frame.height
+
+
+@given(st.lists(moments, max_size=5), st.sampled_from([day("2012-12-31"), day("2013-01-04"), None, day("2013-01-02")]))
+def test_a_row_of_no_asked_day_is_an_error(times: Sequence[datetime], stray: datetime | None):
+    """Before, after, between or without a time: the error counts the rows and shows one."""
+    windows = {name: DAILY.time_window_for_partition_key(name) for name in ("2013-01-01", "2013-01-03")}
+    kept = [moment for moment in times if moment.day != 2]
+    frame = pl.DataFrame({"event_timestamp": [*kept, stray]}, schema={"event_timestamp": UTC_US})
+    with pytest.raises(RowsOutsidePartitionsError, match=r"'t' returned 1 rows outside of 2013-01-01, 2013-01-03"):
+        split_by_window(frame, "event_timestamp", windows, dg.AssetKey("t"))
+
+
+@pytest.mark.parametrize("dtype", [pl.Datetime("us"), pl.Datetime("us", "America/New_York"), pl.Date, pl.String])
+def test_a_time_that_is_not_utc_is_refused(dtype: pl.DataType):
+    """A naive or local time would put rows into the wrong day."""
+    frame = pl.DataFrame(schema={"event_timestamp": dtype})
+    with pytest.raises(PartitionColumnError, match=r"'t'.*event_timestamp.*needed: Datetime"):
+        split_by_window(frame, "event_timestamp", {}, dg.AssetKey("t"))
+
+
+# ---------------------------------------------------------------------- as Dagster runs it
+
+
+def asset_of(frame: pl.DataFrame, metadata: Mapping[str, object] | None = None, **options: object) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=["flights", "weather"],
+        partitions_def=DAILY,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        metadata=metadata,
+        **options,
+    )
+    def weather() -> pl.LazyFrame:
+        return frame.lazy()
+
+    return weather
+
+
+def reader(partition_mapping: dg.PartitionMapping | None = None, **options: object) -> dg.AssetsDefinition:
+    @dg.asset(
+        key=["flights", "count"],
+        ins={"weather": dg.AssetIn(key=["flights", "weather"], partition_mapping=partition_mapping)},
+        metadata={"partition_column": None},
+        **options,
+    )
+    def count(weather: pl.LazyFrame) -> pl.DataFrame:
+        return weather.select(pl.len()).collect()
+
+    return count
+
+
+def run(lake: Lake, *assets: dg.AssetsDefinition, days: tuple[str, str] | None = None, selection: Sequence[dg.AssetsDefinition] | None = None) -> dg.ExecuteInProcessResult:
+    return dg.materialize(
+        assets,
+        selection=selection,
+        resources={"io_manager": ParquetIOManager(lake=lake)},
+        tags={"dagster/asset_partition_range_start": days[0], "dagster/asset_partition_range_end": days[1]} if days else None,
+    )
+
+
+def test_a_range_is_one_run_and_one_file_a_day(lake: Lake):
+    """A year in one run: every day has a file with the schema, also the days without rows."""
+    frame = rows(day("2013-03-01"), day("2013-03-01") + timedelta(hours=23), day("2013-12-31"))
+    days = ("2013-01-01", "2014-01-01")
+    result = run(lake, asset_of(frame), days=days)
+    assert len(lake.partitions("flights/weather")) == 366
+    assert lake.scan("flights/weather", ["2013-01-05"]).collect().schema == frame.schema
+    assert lake.scan("flights/weather").collect().equals(frame)
+    events = {event.partition: event.step_materialization_data.materialization for event in result.get_asset_materialization_events()}
+    assert len(events) == 366
+    assert events["2013-03-01"].metadata["dagster/row_count"].value == 2
+    assert events["2013-01-01"].metadata["dagster/row_count"].value == 0
+    assert events["2013-03-01"].metadata["path"].value == str(lake.path("flights/weather", "2013-03-01"))
+    schema = events["2013-03-01"].metadata["dagster/column_schema"].schema
+    assert [(column.name, column.type) for column in schema.columns] == [
+        ("event_timestamp", "Datetime(time_unit='us', time_zone='UTC')"),
+        ("value", "Int64"),
+    ]
+
+
+def test_rows_outside_the_run_publish_nothing(lake: Lake):
+    """A run for two days that returns a third day's row fails, and no day is published."""
+    with pytest.raises(RowsOutsidePartitionsError, match="1 rows outside"):
+        run(lake, asset_of(rows(day(DAYS[0]), day(DAYS[2]))), days=(DAYS[0], DAYS[1]))
+    assert lake.partitions("flights/weather") == []
+
+
+def test_a_lookback_reads_what_exists(lake: Lake):
+    """A window that reaches before the first partition reads the ones there are."""
+    back = dg.TimeWindowPartitionMapping(start_offset=-2, end_offset=0, allow_nonexistent_upstream_partitions=True)
+    weather = asset_of(rows(*map(day, DAYS)))
+    count = reader(back, partitions_def=DAILY, backfill_policy=dg.BackfillPolicy.single_run())
+    run(lake, weather, days=(DAYS[0], DAYS[2]))
+    for name, expected in zip(DAYS, (1, 2, 3), strict=True):
+        run(lake, weather, count, days=(name, name), selection=[count])
+        assert lake.scan("flights/count", [name]).collect().item() == expected
+
+
+def test_an_unpartitioned_reader_sees_every_partition(lake: Lake):
+    """Without partitions of its own, an asset reads the whole table."""
+    weather, count = asset_of(rows(*map(day, DAYS))), reader()
+    run(lake, weather, days=(DAYS[0], DAYS[2]))
+    run(lake, weather, count, selection=[count])
+    assert lake.scan("flights/count").collect().item() == 3
+
+
+def test_reading_before_anything_is_published_names_the_upstream(lake: Lake):
+    """The error of a run that came too early says which asset to materialize."""
+    weather, count = asset_of(rows()), reader(partitions_def=DAILY, backfill_policy=dg.BackfillPolicy.single_run())
+    with pytest.raises(NotMaterializedError, match="Materialize 'flights/weather' first"):
+        run(lake, weather, count, days=(DAYS[0], DAYS[1]), selection=[count])
+
+
+def test_a_partition_that_is_no_slice_of_time_is_stored_whole(lake: Lake):
+    """With partition_column None, rows of any time belong to the one partition of the run, never to several."""
+    frame = rows(day("2012-05-05"), day("2013-06-06"))
+    whole = asset_of(frame, metadata={"partition_column": None})
+    run(lake, whole, days=(DAYS[1], DAYS[1]))
+    assert lake.scan("flights/weather", [DAYS[1]]).collect().equals(frame)
+    with pytest.raises(SeveralPartitionsError, match="one partition at a time"):
+        run(lake, whole, days=(DAYS[0], DAYS[1]))
+
+
+def test_only_frames_are_tables(lake: Lake):
+    """An asset that returns something else is told what may be stored; nothing is pickled."""
+
+    @dg.asset
+    def wrong():
+        return {"a": 1}
+
+    with pytest.raises(NotATableError, match="'wrong' returned dict"):
+        run(lake, wrong)
+    assert not lake.exists("wrong")
+
+
+def test_the_default_lake_is_under_home(home: Path):
+    """Without a root the lake lies in MLOPS_HOME, found when it is used."""
+    path = Lake().write(rows(), "flights/weather")
+    assert Path(path) == home / "lake" / "flights" / "weather" / "all.parquet"
