@@ -1,0 +1,168 @@
+"""What a model reads: its columns in order, their types, and how a value becomes a float32.
+
+Training encodes whole frames, serving encodes a few lists of Python values; both must give the very
+same numbers, or the endpoint would answer with another model than the one that was judged. Nulls and
+NaN become NaN; a string becomes its index in the vocabulary seen in training, an unseen one NaN; a
+Boolean becomes 0 or 1. An infinite value (or one beyond float32) is refused by both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+
+    from mlops_assets.fields import Field
+
+Dtype = Literal["Bool", "Int64", "Float64", "String"]
+NAN = float("nan")
+
+
+class InputError(ValueError):
+    """Rows offered to a model do not fit its schema."""
+
+    @classmethod
+    def of(cls, column: str, given: object, allowed: object, fix: str) -> Self:
+        return cls(f"Input column {column!r}: {given} (allowed: {allowed}). {fix}")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One input of a model. `categories` is the sorted vocabulary seen in training, for String only."""
+
+    name: str
+    dtype: Dtype
+    categories: tuple[str, ...] = ()
+    description: str = ""
+    unit: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+
+    @cached_property
+    def index(self) -> dict[Any, float]:
+        """The number each category is encoded as."""
+        return {category: float(at) for at, category in enumerate(self.categories)}
+
+    def expression(self, frame: pl.DataFrame) -> pl.Expr:
+        """The column as Float64; InputError when the frame lacks it or holds another type."""
+        import polars as pl
+
+        if self.name not in frame.columns:
+            raise InputError.of(self.name, "is missing", f"columns {', '.join(frame.columns)}", "Add it to the rows.")
+        given, column = frame.schema[self.name], pl.col(self.name)
+        if given != pl.Null and not _fits(given, self.dtype):
+            raise InputError.of(self.name, f"has type {given}", self.dtype, "Cast it, or change the declared field.")
+        if self.dtype == "String" and given != pl.Null:
+            codes = list(self.index.values())
+            column = column.replace_strict(list(self.index), codes, default=None, return_dtype=pl.Float64)
+        return column.cast(pl.Float64).fill_null(NAN)
+
+
+@dataclass(frozen=True)
+class InputSchema:
+    """The input columns of one trained model, in the order of its matrix."""
+
+    columns: tuple[Column, ...]
+
+    @classmethod
+    def fit(cls, frame: pl.DataFrame, fields: Mapping[str, Field]) -> Self:
+        """The schema of `fields`, with the vocabularies found in `frame` (training rows only)."""
+        return cls(tuple(_column(frame, name, field) for name, field in fields.items()))
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    @cached_property
+    def _codes(self) -> list[tuple[int, Callable[[Any, float], float]]]:
+        """Where the strings stand, and what turns each into a number; numpy converts the rest by itself."""
+        return [(at, column.index.get) for at, column in enumerate(self.columns) if column.dtype == "String"]
+
+    def encode(self, rows: Sequence[Sequence[Any]]) -> np.ndarray:
+        """Rows of Python values in column order, as float32 of shape (rows, columns). Made for a few rows.
+
+        Raises InputError for a row of another length, a value that is no number where one is wanted,
+        an infinite value.
+        """
+        import numpy as np
+
+        try:
+            with np.errstate(over="ignore"):
+                matrix = np.array([self._numbers(row) for row in rows], dtype=np.float32)
+        except (TypeError, ValueError, IndexError, OverflowError) as problem:
+            raise self._misfit(rows) from problem
+        return self._finite(matrix.reshape(len(rows), len(self.columns)))
+
+    def encode_frame(self, frame: pl.DataFrame) -> np.ndarray:
+        """The same as `encode` for a whole frame that holds the columns by name, in any order."""
+        import numpy as np
+
+        encoded = frame.select(column.expression(frame).alias(column.name) for column in self.columns)
+        with np.errstate(over="ignore"):
+            return self._finite(np.ascontiguousarray(encoded.to_numpy(), dtype=np.float32))
+
+    def to_json(self) -> dict[str, Any]:
+        return {"columns": [asdict(column) | {"categories": list(column.categories)} for column in self.columns]}
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Self:
+        return cls(tuple(Column(**{**item, "categories": tuple(item["categories"])}) for item in document["columns"]))
+
+    def _numbers(self, row: Sequence[Any]) -> list[Any]:
+        numbers = list(row)
+        for at, code in self._codes:
+            numbers[at] = code(numbers[at], NAN)
+        # numpy would read the string "2" as the number 2
+        if len(numbers) != len(self.columns) or str in map(type, numbers):
+            raise TypeError(row)
+        return numbers
+
+    def _finite(self, matrix: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        if np.isinf(matrix).any():
+            name = self.names[int(np.isinf(matrix).any(axis=0).argmax())]
+            raise InputError.of(
+                name, "holds an infinite value or one beyond float32", "finite numbers, null, NaN", "Make it null."
+            )
+        return matrix
+
+    def _misfit(self, rows: Sequence[Sequence[Any]]) -> InputError:
+        """The first thing wrong with rows that numpy would not take."""
+        for row in rows:
+            if len(row) != len(self.columns):
+                return InputError.of(
+                    "*", f"a row has {len(row)} values", f"{len(self.columns)}: {self.names}", "Give all."
+                )
+            for column, value in zip(self.columns, row, strict=True):
+                kinds = str if column.dtype == "String" else float | int
+                if value is not None and not isinstance(value, kinds):
+                    return InputError.of(column.name, f"is {value!r}", f"{column.dtype} or null", "Mend the value.")
+        return InputError.of("*", "an integer is too large", "numbers within float32", "Make it null.")
+
+
+def _fits(given: pl.DataType, dtype: Dtype) -> bool:
+    import polars as pl
+
+    if dtype == "Bool":
+        return given == pl.Boolean
+    return given == pl.String if dtype == "String" else given.is_numeric()
+
+
+def _column(frame: pl.DataFrame, name: str, field: Field) -> Column:
+    if field.dtype == "UnixTimestamp":
+        raise InputError.of(
+            name, "is a UnixTimestamp", "Bool, Int64, Float64, String", "Derive a number, e.g. hours since."
+        )
+    column = Column(name, field.dtype, (), field.description, field.unit, field.minimum, field.maximum)
+    column.expression(frame)
+    return Column(**{**asdict(column), "categories": _vocabulary(frame, name)}) if field.dtype == "String" else column
+
+
+def _vocabulary(frame: pl.DataFrame, name: str) -> tuple[str, ...]:
+    return tuple(frame[name].drop_nulls().unique().sort().to_list())
