@@ -152,15 +152,17 @@ def component_files(package: ModuleType) -> list[Path]:
 
 
 @cache
+def gather_python(packages: tuple[str, ...] = PACKAGES) -> Catalog:
+    """What the Python files of the team folders declare."""
+    modules = [module for name in packages for module in team_modules(import_module(name))]
+    return Catalog.of(item for module in modules for item in _declared_in(module))
+
+
+@cache
 def gather(packages: tuple[str, ...] = PACKAGES) -> Catalog:
-    """Import the team folders and judge what they declare; an error names the declaration and the fix."""
-    modules = [import_module(name) for name in packages]
-    written = [item for package in modules for module in team_modules(package) for item in _declared_in(module)]
-    return _with_components(Catalog.of(written), modules)
-
-
-def _with_components(python: Catalog, packages: list[ModuleType]) -> Catalog:
-    files = [(package, path) for package in packages for path in component_files(package)]
+    """Everything declared, in Python and in YAML; an error names the declaration and the fix."""
+    python = gather_python(packages)
+    files = [(package, path) for package in map(import_module, packages) for path in component_files(package)]
     if not files:
         return python
     from mlops_assets.component import load_components

@@ -1,0 +1,168 @@
+"""The same declaration written as YAML: a Dagster component that only forwards to `ModelPipeline`.
+
+    type: mlops_assets.component.ModelPipelineComponent
+    attributes: {name: ..., team: ..., labels: team/labels, features: [team/view, "team/view:a,b"], ...}
+
+Tables and views are named as `mlops features` prints them. Whatever the Python declaration refuses is
+refused here with the same words. Other components in the team folders are loaded as they are.
+"""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import dagster as dg
+
+from mlops_assets.catalog import Catalog
+from mlops_assets.declarations import FloatRange, Gate, IntRange, ModelPipeline, Monitor, Search, Serve, TimeSplit
+
+WEEKDAYS = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
+
+
+class TrainerSpec(dg.Model):
+    """A trainer class by name, and its parameters."""
+
+    name: str
+    params: dict[str, Any] = {}
+
+
+class Cutoffs(dg.Model):
+    """Weekly cutoffs on a weekday (00:00 UTC), from `start`, up to `end` where the data ends."""
+
+    weekly: Literal["sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"] = "monday"
+    start: str
+    end: str | None = None
+
+    def partitions(self) -> dg.WeeklyPartitionsDefinition:
+        day = WEEKDAYS.index(self.weekly)
+        return dg.WeeklyPartitionsDefinition(start_date=self.start, end_date=self.end, day_offset=day)
+
+
+class SplitSpec(dg.Model):
+    holdout_days: float = 14
+    validation_days: float = 14
+    window_days: float | None = None
+
+    def split(self) -> TimeSplit:
+        window = timedelta(days=self.window_days) if self.window_days else None
+        return TimeSplit(timedelta(days=self.holdout_days), timedelta(days=self.validation_days), window)
+
+
+class RangeSpec(dg.Model):
+    """`type: int` or `float` between low and high."""
+
+    type: Literal["int", "float"]
+    low: float
+    high: float
+    log: bool = False
+
+    def range(self) -> IntRange | FloatRange:
+        if self.type == "int":
+            return IntRange(int(self.low), int(self.high), self.log)
+        return FloatRange(self.low, self.high, self.log)
+
+
+class SearchSpec(dg.Model):
+    trials: int = 1
+    seed: int = 7
+    space: dict[str, RangeSpec | list[Any]] = {}
+
+    def search(self) -> Search:
+        space = {name: item.range() if isinstance(item, RangeSpec) else item for name, item in self.space.items()}
+        return Search(self.trials, space, self.seed)
+
+
+class GateSpec(dg.Model):
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+    beats_champion_by: float | None = 0.0
+    slices: list[str] = []
+    slice_tolerance: float = 0.15
+    latency_ms: float = 50.0
+
+
+class MonitorSpec(dg.Model):
+    psi: float = 0.2
+    metric_drop: float = 0.03
+    window_days: float = 7
+    cooldown_days: float = 7
+
+    def monitor(self) -> Monitor:
+        return Monitor(
+            psi=self.psi,
+            metric_drop=self.metric_drop,
+            window=timedelta(days=self.window_days),
+            cooldown=timedelta(days=self.cooldown_days),
+        )
+
+
+class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
+    """One model's whole life, from YAML."""
+
+    name: str
+    team: str
+    labels: str
+    label: str
+    features: Sequence[str]
+    trainer: TrainerSpec
+    cutoffs: Cutoffs
+    gate: GateSpec
+    split: SplitSpec = SplitSpec()
+    search: SearchSpec = SearchSpec()
+    canary: Sequence[int] = (10, 50, 100)
+    monitor: MonitorSpec = MonitorSpec()
+    description: str = ""
+    owners: Sequence[str] = ()
+
+    def pipeline(self, catalog: Catalog) -> ModelPipeline:
+        from mlops_assets.trainers import trainer_named
+
+        return ModelPipeline(
+            name=self.name,
+            team=self.team,
+            labels=catalog.labels(self.labels),
+            label=self.label,
+            features=tuple(catalog.features(reference) for reference in self.features),
+            trainer=trainer_named(self.trainer.name, **self.trainer.params),
+            cutoffs=self.cutoffs.partitions(),
+            gate=Gate(**self.gate.model_dump()),
+            split=self.split.split(),
+            search=self.search.search(),
+            serve=Serve(tuple(self.canary)),
+            monitor=self.monitor.monitor(),
+            description=self.description,
+            owners=tuple(self.owners),
+        )
+
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+        from mlops_assets.catalog import gather_python
+        from mlops_assets.pipeline import model_definitions
+
+        return model_definitions(self.pipeline(gather_python()))
+
+
+def load_components(
+    files: Sequence[tuple[ModuleType, Path]], catalog: Catalog
+) -> tuple[list[ModelPipeline], list[dg.Definitions]]:
+    """The models declared in `defs.yaml` files, and the definitions of any other component found there."""
+    models, others = [], []
+    trees = {package.__name__: dg.ComponentTree(package, _project_root(package)) for package, _ in files}
+    for package, path in files:
+        folder = path.parent.relative_to(_package_root(package))
+        component = trees[package.__name__].load_component(folder)
+        if isinstance(component, ModelPipelineComponent):
+            models.append(component.pipeline(catalog))
+        else:
+            others.append(trees[package.__name__].build_defs_at_path(folder))
+    return models, others
+
+
+def _package_root(package: ModuleType) -> Path:
+    return Path(next(iter(package.__path__)))
+
+
+def _project_root(package: ModuleType) -> Path:
+    return _package_root(package).parent

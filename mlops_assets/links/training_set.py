@@ -1,0 +1,192 @@
+"""The training set of a cutoff: one row per labelled event, with the features as they were at its time.
+
+Every candidate is fitted and judged on it. No row may use anything that became known after its event,
+and no label that became known after the cutoff, or training would see the future.
+"""
+
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from mlops_assets.catalog import asset_key
+from mlops_assets.claims import Claim
+from mlops_assets.declarations import EVENT_TIMESTAMP, KNOWN_AT, ModelPipeline
+from mlops_assets.links import spec
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from resources.point_in_time import ViewFrame
+
+LINK = "training_set"
+PROOF_ROWS = 100
+ALL_HISTORY = timedelta(weeks=520)
+CLAIMS = {"point_in_time_proof": True, "nothing_after_the_cutoff": True, "null_rates": False}
+PROMISES = {
+    "point_in_time_proof": "A naive join, written independently, agrees on sampled rows",
+    "nothing_after_the_cutoff": "No event, label or feature is younger than it may be",
+    "null_rates": "No feature is missing from most rows",
+}
+
+
+def training_set_asset(model: ModelPipeline) -> dg.AssetsDefinition:
+    key = spec.link_key(model, LINK)
+
+    @dg.asset(
+        key=key,
+        ins=_inputs(model),
+        description=f"Labelled events known by each cutoff, with the features of {model.title} as of each event.",
+        group_name=spec.model_group(model),
+        owners=spec.owners(model.owners, model.team),
+        kinds={"polars", "parquet"},
+        tags=spec.model_tags(model, LINK),
+        partitions_def=model.cutoffs,
+        metadata={
+            "dagster/column_schema": spec.column_schema(
+                {**model.labels.columns, **model.input_fields, model.label: model.labels.schema[model.label]}
+            ),
+            "dagster/column_lineage": column_lineage(model),
+            "partition_column": None,  # a cutoff is a point of view on all earlier rows, not a slice of time
+        },
+        freshness_policy=spec.WEEKLY_FRESHNESS,
+        automation_condition=dg.AutomationCondition.on_missing().with_label("at each new cutoff"),
+        check_specs=spec.check_specs(key, CLAIMS, PROMISES),
+        io_manager_key="io_manager",
+    )
+    def training_set(context: dg.AssetExecutionContext, **inputs: Any) -> Iterator[Any]:
+        cutoff = context.partition_time_window.start
+        spine = known_by(inputs["spine"], cutoff, model.split.window)
+        rows = point_in_time_rows(model, spine, inputs)
+        if rows.is_empty():
+            raise dg.Failure(
+                f"{model.title} has no labelled event known by {cutoff:%Y-%m-%d}. "
+                f"Materialize {model.labels.title} and its features for the days before the cutoff.",
+                allow_retries=False,
+            )
+        judged = [proof(model, rows, inputs), nothing_after(rows, cutoff), null_rates(rows, model.inputs)]
+        yield from (spec.check_result(key, claim) for claim in judged)
+        if broken := [claim for claim in judged if claim.blocking and not claim.passed]:
+            raise dg.Failure(f"{model.title}: {'; '.join(claim.reason for claim in broken)}", allow_retries=False)
+        version = spec.data_version(rows)
+        facts = {"dagster/row_count": rows.height, "content_hash": version.value, "cutoff": cutoff.isoformat()}
+        yield dg.Output(rows, data_version=version, metadata=facts)
+
+    return training_set
+
+
+def known_by(spine: "pl.LazyFrame", cutoff: datetime, window: timedelta | None) -> "pl.LazyFrame":
+    """The events before the cutoff whose label was known by it, no older than `window`."""
+    import polars as pl
+
+    known = spine.filter(pl.col(EVENT_TIMESTAMP) < cutoff, pl.col(KNOWN_AT) <= cutoff)
+    return known.filter(pl.col(EVENT_TIMESTAMP) >= cutoff - window) if window else known
+
+
+def view_frames(model: ModelPipeline, frames: Mapping[str, "pl.LazyFrame"]) -> "list[ViewFrame]":
+    """The model's selections over the views' published rows."""
+    from resources.point_in_time import ViewFrame
+
+    return [
+        ViewFrame(
+            frame=frames[f"view_{item.view.name}"],
+            keys={name: name for name in item.view.join_keys},
+            features={name: name for name in item.features},
+            ttl=item.view.ttl,
+        )
+        for item in model.selections
+    ]
+
+
+def point_in_time_rows(model: ModelPipeline, spine: "pl.LazyFrame", frames: Mapping[str, "pl.LazyFrame"]) -> "pl.DataFrame":
+    """The spine with every input of the model as of each event, ordered by time and key."""
+    from resources.point_in_time import point_in_time_join
+
+    ordered = spine.sort(EVENT_TIMESTAMP, model.labels.key)
+    return point_in_time_join(ordered, view_frames(model, frames)).collect()
+
+
+def proof(model: ModelPipeline, rows: "pl.DataFrame", frames: Mapping[str, "pl.LazyFrame"]) -> Claim:
+    """Rows drawn by a hash of their key, joined anew by the naive join, agree value for value."""
+    from resources.point_in_time import naive_join
+
+    sample = _sample(rows, model)
+    features = [name for item in model.selections for name in item.features]
+    expected = naive_join(sample.drop(features), view_frames(model, frames))
+    differing = [name for name in features if not sample[name].equals(expected[name], null_equal=True)]
+    return Claim(
+        "point_in_time_proof",
+        not differing,
+        f"{sample.height} sampled rows, {len(features)} features: "
+        + (f"{', '.join(differing)} differ from the naive join" if differing else "all equal to the naive join"),
+        numbers={"rows": sample.height, "features": len(features)},
+    )
+
+
+def _sample(rows: "pl.DataFrame", model: ModelPipeline) -> "pl.DataFrame":
+    import polars as pl
+
+    return rows.sort(pl.col(model.labels.key).hash(seed=1)).head(PROOF_ROWS)
+
+
+def nothing_after(rows: "pl.DataFrame", cutoff: datetime) -> Claim:
+    """No event at or after the cutoff, no label that became known after it."""
+    import polars as pl
+
+    late = rows.filter((pl.col(EVENT_TIMESTAMP) >= cutoff) | (pl.col(KNOWN_AT) > cutoff))
+    example = f", e.g. {late.head(1).to_dicts()}" if late.height else ""
+    newest = rows[KNOWN_AT].max()
+    return Claim(
+        "nothing_after_the_cutoff",
+        late.is_empty(),
+        f"{late.height} of {rows.height} rows were not known by {cutoff.astimezone(UTC):%Y-%m-%d %H:%M} UTC{example}",
+        numbers={"newest_label": str(newest)},
+    )
+
+
+def null_rates(rows: "pl.DataFrame", inputs: tuple[str, ...]) -> Claim:
+    """No input is null in more than half of the rows."""
+    shares = {name: rows[name].null_count() / max(rows.height, 1) for name in inputs}
+    missing = {name: f"{share:.0%}" for name, share in shares.items() if share > 0.5}
+    return Claim(
+        "null_rates",
+        not missing,
+        f"Mostly null: {missing}" if missing else "every input is there in most rows",
+        blocking=False,
+        numbers={f"null_share/{name}": round(share, 6) for name, share in shares.items() if share},
+    )
+
+
+def column_lineage(model: ModelPipeline) -> dg.TableColumnLineage:
+    """Which column of which table each input comes from."""
+    from_labels = {
+        name: [dg.TableColumnDep(asset_key(model.labels), name)] for name in (*model.labels.request, model.label)
+    }
+    from_views = {
+        name: [dg.TableColumnDep(asset_key(item.view), name)] for item in model.selections for name in item.features
+    }
+    return dg.TableColumnLineage({**from_labels, **from_views})
+
+
+def _inputs(model: ModelPipeline) -> dict[str, dg.AssetIn]:
+    history = ceil((model.split.window or ALL_HISTORY) / timedelta(weeks=1))
+    views = {f"view_{item.view.name}": item.view for item in model.selections}
+    return {
+        "spine": dg.AssetIn(asset_key(model.labels), partition_mapping=before_cutoff(history)),
+        # A view's newest row may be older than the oldest event by its ttl.
+        **{
+            name: dg.AssetIn(asset_key(view), partition_mapping=before_cutoff(history + _weeks(view.ttl)))
+            for name, view in views.items()
+        },
+    }
+
+
+def _weeks(ttl: timedelta | None) -> int:
+    return ceil((ttl or ALL_HISTORY) / timedelta(weeks=1))
+
+
+def before_cutoff(weeks: int) -> dg.TimeWindowPartitionMapping:
+    """The days before a cutoff, which is the START of its weekly partition."""
+    return dg.TimeWindowPartitionMapping(start_offset=-weeks, end_offset=-1, allow_nonexistent_upstream_partitions=True)
