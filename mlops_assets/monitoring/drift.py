@@ -1,0 +1,246 @@
+"""Drift: how far the inputs of today have moved from those the model was trained on.
+
+The population stability index (PSI) of each column, over all rows, equal to Evidently's `psi` to 1e-6
+(`evidently.legacy.calculations.stattests.psi` and the column types of `Dataset.from_pandas`):
+
+- nulls, NaN and infinities are left out; their share is reported beside the index;
+- a numeric column whose reference has more than 20 distinct values is cut into Sturges' equal bins over
+  both samples; every other column is compared value by value;
+- integers with at most 10 distinct values in the current sample are categories, as are booleans and strings;
+- an empty bin counts as 1e-4, or as a millionth of the smallest share where one is smaller than 1e-4.
+
+Unlike Evidently, a string column of mostly distinct values is a category too, and a column without a
+single value on one side has no index instead of raising an error. Too few rows never make a drift.
+
+Only ever imported at run time, hence numpy and polars at the top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+Kind = Literal["numeric", "categorical"]
+Verdict = Literal["stable", "drift", "not enough rows"]
+Shares = npt.NDArray[np.float64]
+
+PREDICTION = "prediction"
+BINNED_ABOVE = 20
+INTEGER_CATEGORIES = 10
+EMPTY_BIN = 1e-4
+GLANCE = 1_000  # a look at so many values mostly tells that there are more than a few distinct ones
+
+
+class IncomparableColumnsError(ValueError):
+    """The two frames do not hold the same columns, or a column of two natures."""
+
+    @classmethod
+    def missing(cls, columns: Iterable[str], known: Iterable[str]) -> Self:
+        return cls(
+            f"The current frame lacks {', '.join(columns)} of the reference (it has: {', '.join(known)}). "
+            "Select the model's inputs from the same release as the baseline."
+        )
+
+    @classmethod
+    def mixed(cls, column: str, reference: pl.DataType, current: pl.DataType) -> Self:
+        return cls(
+            f"Column {column!r} is {reference} in the reference and {current} in the current frame. "
+            "Cast it to the type that the input schema declares."
+        )
+
+    @classmethod
+    def unknown(cls, column: str, dtype: pl.DataType) -> Self:
+        return cls(f"Column {column!r} is {dtype} (comparable: numbers, Boolean, String). Leave it out or cast it.")
+
+
+@dataclass(frozen=True)
+class ColumnDrift:
+    """One column's move. `psi` is None where a side has no value; shares are 0 to 1."""
+
+    name: str
+    kind: Kind
+    psi: float | None
+    drifted: bool
+    null_share_reference: float
+    null_share_current: float
+
+    @property
+    def null_share_change(self) -> float:
+        return self.null_share_current - self.null_share_reference
+
+
+@dataclass(frozen=True)
+class DriftResult:
+    """Every input's drift, and the prediction's, which stands beside the verdict and is not part of it."""
+
+    columns: tuple[ColumnDrift, ...]
+    prediction: ColumnDrift | None
+    rows_reference: int
+    rows: int
+    limit: float
+    share_limit: float
+    min_rows: int
+
+    @property
+    def drifted(self) -> tuple[str, ...]:
+        """The drifted inputs, the furthest moved first."""
+        moved = sorted((column for column in self.columns if column.drifted), key=lambda c: -(c.psi or 0.0))
+        return tuple(column.name for column in moved)
+
+    @property
+    def drifted_share(self) -> float:
+        return len(self.drifted) / len(self.columns) if self.columns else 0.0
+
+    @property
+    def psi_max(self) -> float:
+        return max((column.psi for column in self.columns if column.psi is not None), default=0.0)
+
+    @property
+    def verdict(self) -> Verdict:
+        """`drift` when at least `share_limit` of the inputs drifted; never on fewer than `min_rows` on a side."""
+        if min(self.rows, self.rows_reference) < self.min_rows:
+            return "not enough rows"
+        return "drift" if self.drifted and self.drifted_share >= self.share_limit else "stable"
+
+    def numbers(self) -> dict[str, float | int | str]:
+        """Plain numbers for metadata, so that they are plotted over time."""
+        prediction = {} if self.prediction is None or self.prediction.psi is None else {"psi_prediction": self.prediction.psi}
+        return {
+            "verdict": self.verdict,
+            "drifted_share": self.drifted_share,
+            "psi_max": self.psi_max,
+            **prediction,
+            "rows": self.rows,
+            "rows_reference": self.rows_reference,
+        }
+
+    def table(self) -> pl.DataFrame:
+        """One row per column, the prediction last: name, kind, psi, drifted, null shares and their change."""
+        listed = [*self.columns, *([self.prediction] if self.prediction else [])]
+        return pl.DataFrame(
+            {
+                "column": [column.name for column in listed],
+                "kind": [column.kind for column in listed],
+                "psi": pl.Series([column.psi for column in listed], dtype=pl.Float64),
+                "drifted": [column.drifted for column in listed],
+                "null_share_reference": [column.null_share_reference for column in listed],
+                "null_share_current": [column.null_share_current for column in listed],
+                "null_share_change": [column.null_share_change for column in listed],
+            }
+        )
+
+
+def drift(
+    reference: pl.DataFrame,
+    current: pl.DataFrame,
+    *,
+    limit: float = 0.2,
+    share_limit: float = 0.3,
+    min_rows: int = 500,
+    prediction: str = PREDICTION,
+) -> DriftResult:
+    """Compare every column of `reference` with the same column of `current`, which may have more.
+
+    Raises:
+        IncomparableColumnsError: a column is missing, or of another nature, in `current`.
+    """
+    if absent := [name for name in reference.columns if name not in current.columns]:
+        raise IncomparableColumnsError.missing(absent, current.columns)
+    moved = {name: column_drift(reference[name], current[name], limit, min_rows) for name in reference.columns}
+    return DriftResult(
+        columns=tuple(column for name, column in moved.items() if name != prediction),
+        prediction=moved.get(prediction),
+        rows_reference=reference.height,
+        rows=current.height,
+        limit=limit,
+        share_limit=share_limit,
+        min_rows=min_rows,
+    )
+
+
+def column_drift(reference: pl.Series, current: pl.Series, limit: float = 0.2, min_rows: int = 500) -> ColumnDrift:
+    """One column's PSI; drifted at `limit` or above, given at least `min_rows` values on both sides."""
+    if _nature(reference) != _nature(current):
+        raise IncomparableColumnsError.mixed(reference.name, reference.dtype, current.dtype)
+    past, now = present(reference), present(current)
+    kind = kind_of(current)
+    psi = _psi(past, now, kind) if len(past) and len(now) else None
+    return ColumnDrift(
+        name=current.name,
+        kind=kind,
+        psi=psi,
+        drifted=psi is not None and psi >= limit and min(len(past), len(now)) >= min_rows,
+        null_share_reference=_absent_share(reference, past),
+        null_share_current=_absent_share(current, now),
+    )
+
+
+def kind_of(current: pl.Series) -> Kind:
+    """Evidently's column type, which it takes from the current sample, with pandas' view of integers with nulls."""
+    if current.dtype.is_integer():
+        few = current.null_count() == 0 and not has_more_distinct(current, INTEGER_CATEGORIES)
+        return "categorical" if few else "numeric"
+    return "numeric" if current.dtype.is_float() else "categorical"
+
+
+def _nature(column: pl.Series) -> Literal["number", "flag", "text"]:
+    if column.dtype.is_numeric():
+        return "number"
+    if column.dtype in (pl.Boolean, pl.String, pl.Categorical, pl.Enum):
+        return "flag" if column.dtype == pl.Boolean else "text"
+    raise IncomparableColumnsError.unknown(column.name, column.dtype)
+
+
+def present(column: pl.Series) -> pl.Series:
+    """The values that are there: no null, no NaN, no infinity."""
+    values = column.drop_nulls()
+    if not column.dtype.is_float():
+        # As in pandas: an integer column with nulls becomes floating, and its bins with it.
+        return values.cast(pl.Float64) if column.dtype.is_integer() and len(values) < len(column) else values
+    finite = values.is_finite()
+    return values if finite.all() else values.filter(finite)
+
+
+def has_more_distinct(values: pl.Series, count: int) -> bool:
+    """Whether there are more than `count` distinct values; a glance mostly answers."""
+    return values.head(GLANCE).n_unique() > count or values.n_unique() > count
+
+
+def _psi(reference: pl.Series, current: pl.Series, kind: Kind) -> float:
+    binned = kind == "numeric" and has_more_distinct(reference, BINNED_ABOVE)
+    expected, actual = (_binned if binned else _counted)(reference, current)
+    expected, actual = _filled(expected / len(reference)), _filled(actual / len(current))
+    return float(np.sum((expected - actual) * np.log(expected / actual)))
+
+
+def _binned(reference: pl.Series, current: pl.Series) -> tuple[Shares, Shares]:
+    """Counts per bin. `np.histogram` sorts in blocks that fit the cache: 4 ms a million rows, a full sort takes 15."""
+    past, now = reference.to_numpy(), current.to_numpy()
+    edges = np.histogram_bin_edges(np.concatenate([past, now]), bins="sturges")
+    return np.histogram(past, edges)[0].astype(np.float64), np.histogram(now, edges)[0].astype(np.float64)
+
+
+def _counted(reference: pl.Series, current: pl.Series) -> tuple[Shares, Shares]:
+    """Counts per value, ordered by value, so that the order of rows cannot change a rounding."""
+    past, now = _value_counts(reference, "past"), _value_counts(current, "now")
+    both = past.join(now, on="value", how="full", coalesce=True).sort("value").fill_null(0)
+    return both["past"].to_numpy().astype(np.float64), both["now"].to_numpy().astype(np.float64)
+
+
+def _value_counts(values: pl.Series, name: str) -> pl.DataFrame:
+    comparable = values.cast(pl.Float64) if values.dtype.is_numeric() else values.cast(pl.String)
+    return comparable.alias("value").value_counts(name=name)
+
+
+def _filled(shares: Shares) -> Shares:
+    smallest = shares[shares > 0].min()
+    return np.where(shares > 0, shares, smallest / 1e6 if smallest <= EMPTY_BIN else EMPTY_BIN)
+
+
+def _absent_share(column: pl.Series, values: pl.Series) -> float:
+    return 1.0 - len(values) / len(column) if len(column) else 0.0

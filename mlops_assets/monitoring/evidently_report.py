@@ -1,0 +1,136 @@
+"""Evidently's own HTML reports, for people: plots of what moved and of how well the model does.
+
+They are drawn from samples of at most `SAMPLE` rows a side, as the head of each page says; the numbers
+that decide anything come from `drift` and `performance`, over all rows. A report is written beside
+its place and renamed, so that a link to it never leads to half a page.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import uuid4
+
+from mlops_assets.monitoring.drift import PREDICTION, kind_of
+
+if TYPE_CHECKING:
+    import polars as pl
+
+SAMPLE = 5_000  # 31 columns: 1.8 s to compute and draw (the first report of a process imports Evidently, 6 s more)
+SEED = 7
+TARGET = "target"
+
+
+def write_drift_report(
+    path: Path,
+    reference: pl.DataFrame,
+    current: pl.DataFrame,
+    *,
+    limit: float = 0.2,
+    share_limit: float = 0.3,
+    sample: int = SAMPLE,
+) -> Path:
+    """Draw the drift of every column of `reference`, the prediction among them, by PSI.
+
+    Columns are typed as `drift` types them. One without a value on a side is left out, as Evidently cannot
+    draw it. Raises ValueError where no column is left.
+    """
+    drawn = [name for name in reference.columns if _has_values(reference[name]) and _has_values(current[name])]
+    if not drawn:
+        raise ValueError(f"No column has values on both sides ({', '.join(reference.columns)}). Report on more rows.")
+    with _evidently():
+        from evidently import DataDefinition, Report
+        from evidently.presets import DataDriftPreset
+
+        numeric = [name for name in drawn if kind_of(current[name]) == "numeric"]
+        definition = DataDefinition(
+            numerical_columns=numeric, categorical_columns=[name for name in drawn if name not in numeric]
+        )
+        preset = DataDriftPreset(method="psi", threshold=limit, drift_share=share_limit)
+        report = Report([preset], metadata=_provenance(sample, reference=reference, current=current))
+        sides = (_dataset(side.select(drawn), definition, sample) for side in (current, reference))
+        return _save(report.run(*sides), path)
+
+
+def write_performance_report(
+    path: Path,
+    truth: pl.Series,
+    prediction: pl.Series,
+    task: Literal["classification", "regression"],
+    *,
+    threshold: float = 0.5,
+    sample: int = SAMPLE,
+) -> Path:
+    """Draw how predictions (a probability, or a value) meet the truth, by Evidently's preset of the task."""
+    import polars as pl
+
+    met = pl.DataFrame({TARGET: truth, PREDICTION: prediction})
+    with _evidently():
+        from evidently import Report
+
+        preset, definition = _task_preset(task, threshold)
+        report = Report([preset], metadata=_provenance(sample, current=met))
+        labels = met.with_columns(pl.col(TARGET).cast(pl.Int64 if task == "classification" else pl.Float64))
+        return _save(report.run(_dataset(labels, definition, sample), None), path)
+
+
+def _task_preset(task: str, threshold: float) -> tuple[Any, Any]:
+    from evidently import BinaryClassification, DataDefinition, Regression
+    from evidently.presets import ClassificationPreset, RegressionPreset
+
+    if task == "classification":
+        classes = BinaryClassification(target=TARGET, prediction_probas=PREDICTION)
+        definition = DataDefinition(
+            classification=[classes], categorical_columns=[TARGET], numerical_columns=[PREDICTION]
+        )
+        return ClassificationPreset(probas_threshold=threshold), definition
+    values = DataDefinition(regression=[Regression(target=TARGET, prediction=PREDICTION)], numerical_columns=[TARGET, PREDICTION])
+    return RegressionPreset(), values
+
+
+@contextmanager
+def _evidently() -> Iterator[None]:
+    """Evidently sends nothing home, and what it and its libraries warn about stays with them."""
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _dataset(frame: pl.DataFrame, definition: Any, sample: int) -> Any:
+    from evidently import Dataset
+
+    bounded = frame if frame.height <= sample else frame.sample(sample, seed=SEED)
+    return Dataset.from_pandas(bounded.to_pandas(), data_definition=definition)
+
+
+def _provenance(sample: int, **frames: pl.DataFrame) -> dict[str, str]:
+    """What the picture is drawn from."""
+    drawn = {side: f"{min(frame.height, sample):,} of {frame.height:,} rows" for side, frame in frames.items()}
+    return drawn | {"note": "Drawn from a sample. The verdict is computed over all rows, not from this page."}
+
+
+def _has_values(column: pl.Series) -> bool:
+    return column.null_count() < len(column)
+
+
+def _save(run: Any, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{uuid4().hex}")
+    try:
+        beside.write_text(_page(run), encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def _page(run: Any) -> str:
+    """Evidently's page with its metadata at the head, which Evidently itself leaves out of HTML."""
+    said = " &middot; ".join(f"{name}: {value}" for name, value in run.dump_dict()["metadata"].items())
+    html: str = run.get_html_str(as_iframe=False)
+    return html.replace("<body>", f'<body>\n<p style="font: 14px sans-serif; margin: 1em">{said}</p>', 1)
