@@ -1,0 +1,32 @@
+"""The one BentoML service that every model is served by.
+
+Inside a Bento it serves the bundle that the Bento carries; run from the source tree it follows the release
+records. Only BentoML imports this module, so its imports are not deferred.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import bentoml
+
+from mlops_assets.serving.app import Serving, create_app
+
+
+def open_serving() -> Serving:
+    bento = Endpoint.bento
+    if bento is None:
+        return Serving.following()
+    return Serving.alone(Path(bento.path_of("src"), "bundle"), str(bento.tag), bento.info.labels.get("version", ""))
+
+
+app = create_app(open_serving)
+
+
+@bentoml.service(name="endpoint", workers=1, traffic={"timeout": 60}, logging={"access": {"enabled": False}})
+@bentoml.asgi_app(app)
+class Endpoint:
+    """Models over HTTP; see /openapi.json for those that are served now."""
+
+    def __is_ready__(self) -> bool:
+        return not app.state.serving.releases.not_ready()

@@ -1,0 +1,167 @@
+"""Bentos: a release bundle and the code that serves it, immutable, under BentoML's own layout.
+
+    <root>/bentos/<team>_<model>/<version>/    bento.yaml, src/ (bundle/, mlops_assets/, resources/), env/
+
+`version` is the content hash of the bundle, so the same model is built once. BentoML copies straight
+into its store, where a kill would leave half a Bento; so it builds in a store of its own beside, and the
+finished Bento is renamed into place. Imports neither Dagster nor BentoML: the serving process finds
+bundles through this module too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from importlib.metadata import version as installed
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Self
+
+from resources.environment import home
+
+SERVICE = "mlops_assets.serving.service:Endpoint"
+CODE = (  # what the serving process imports, relative to the project
+    "mlops_assets/__init__.py",
+    "mlops_assets/fields.py",
+    "mlops_assets/input_schema.py",
+    "mlops_assets/serving",
+    "mlops_assets/trainers",
+    "resources/__init__.py",
+    "resources/bentos.py",
+    "resources/environment.py",
+    "resources/packed_store.py",
+    "resources/releases.py",
+)
+PROJECT = Path(__file__).resolve().parents[1]
+PACKAGES = ("fastapi", "filelock", "numpy", "orjson")
+FRAMEWORK_PACKAGES = {"sklearn": ("scikit-learn", "skops")}  # where they are not named as the framework is
+BUILD_SECONDS = 300
+
+
+class UnknownBentoError(LookupError):
+    """A Bento was asked for that the store does not hold."""
+
+    @classmethod
+    def of(cls, tag: str, known: list[str]) -> Self:
+        return cls(f"No Bento {tag!r} (known: {', '.join(known) or 'none'}). Materialize the model's 'bento' asset.")
+
+
+class BentoBuildError(RuntimeError):
+    """BentoML could not build a bundle."""
+
+    @classmethod
+    def of(cls, model: str, output: str) -> Self:
+        return cls(f"The Bento of {model!r} was not built. BentoML said: {output[-2000:].strip()}")
+
+
+@dataclass(frozen=True)
+class BentoStore:
+    """The Bentos under `root`; without one, those of MLOPS_HOME, found when used."""
+
+    root: Path | None = None
+
+    def build(self, bundle: Path, model: str, labels: Mapping[str, str]) -> str:
+        """Build the Bento of a bundle and return its tag; a bundle that was built before is not built again.
+
+        `labels` (`version` and `run_id` of the model among them) are what `bentoml list` and a Bento that is
+        served alone show. Raises BentoBuildError.
+        """
+        from filelock import FileLock
+
+        name, version = model.replace("/", "_"), content_hash(bundle)
+        final = self._bentos / name / version
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(self._root / "build.lock"):
+            if not final.exists():
+                with TemporaryDirectory(prefix="build-", dir=self._root) as work:
+                    _build(Path(work), bundle, model, name, version, labels)
+                    os.rename(Path(work, "home", "bentos", name, version), final)
+            _write(final.parent / "latest", version)
+        return f"{name}:{version}"
+
+    def path(self, tag: str) -> Path:
+        """The bundle inside a Bento. UnknownBentoError when there is none of that tag."""
+        if tag not in self.list():
+            raise UnknownBentoError.of(tag, self.list())
+        return self._bentos / tag.replace(":", "/") / "src" / "bundle"
+
+    def list(self, model: str | None = None) -> list[str]:
+        """The tags of all Bentos, or of one model's, oldest first."""
+        name = model.replace("/", "_") if model else "*"
+        found = sorted(self._bentos.glob(f"{name}/*/bento.yaml"), key=lambda path: path.stat().st_mtime_ns)
+        return [f"{path.parents[1].name}:{path.parent.name}" for path in found]
+
+    @property
+    def _root(self) -> Path:
+        return self.root or home() / "bentoml"
+
+    @property
+    def _bentos(self) -> Path:
+        return self._root / "bentos"
+
+
+def content_hash(directory: Path) -> str:
+    """16 hex digits over the names and contents of every file in a directory."""
+    digest = sha256()
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        digest.update(f"{path.relative_to(directory).as_posix()}\0{path.stat().st_size}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _build(work: Path, bundle: Path, model: str, name: str, version: str, labels: Mapping[str, str]) -> None:
+    """Run `bentoml build` on a context of the bundle and the serving code alone, into a store under `work`.
+
+    A process of its own, because BentoML changes the working directory and caches its home for good; it
+    imports the service from the context, so a module missing from CODE fails here and not when served.
+    """
+    context = work / "context"
+    shutil.copytree(bundle, context / "bundle")
+    for part in CODE:
+        _copy(PROJECT / part, context / part)
+    (context / "bentofile.yaml").write_text(json.dumps(_bentofile(bundle, model, name, labels)))  # JSON is YAML
+    ran = subprocess.run(
+        [sys.executable, "-m", "bentoml", "build", str(context), "--version", version, "--output", "tag"],
+        cwd=context,
+        env={**os.environ, "BENTOML_HOME": str(work / "home"), "BENTOML_DO_NOT_TRACK": "true"},
+        capture_output=True,
+        text=True,
+        timeout=BUILD_SECONDS,
+        check=False,
+    )
+    if ran.returncode:
+        raise BentoBuildError.of(model, ran.stdout + ran.stderr)
+
+
+def _bentofile(bundle: Path, model: str, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
+    framework = json.loads((bundle / "manifest.json").read_bytes())["framework"]
+    packages = [*PACKAGES, *FRAMEWORK_PACKAGES.get(framework, (framework,))]
+    return {
+        "service": SERVICE,
+        "name": name,
+        "description": f"{model}, with its feature plan, schema, drift baseline and golden requests.",
+        "labels": {"model": model.replace("/", "."), **labels},
+        "include": ["**"],
+        # Locking would resolve against an index; the versions that were tested here are stated instead.
+        "python": {"packages": [f"{package}=={installed(package)}" for package in packages], "lock_packages": False},
+    }
+
+
+def _copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy(source, target)
+
+
+def _write(path: Path, text: str) -> None:
+    beside = path.with_suffix(".tmp")
+    beside.write_text(text)
+    os.replace(beside, path)

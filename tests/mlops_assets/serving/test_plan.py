@@ -1,0 +1,170 @@
+"""The feature plan: compiled from a declaration, kept as JSON, and honest about time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlops_assets.serving.plan import (
+    EmptyStore,
+    FeaturePlan,
+    PlannedEntity,
+    RequestField,
+    ViewRead,
+    look_up,
+    microseconds,
+    moment_of,
+)
+from resources.packed_store import PackedStore
+
+NOON = datetime(2013, 4, 1, 12, tzinfo=UTC)
+WEATHER = ViewRead("flights/weather", "flights__weather", ("origin",), ("temp", "wind"), ttl_seconds=10800)
+ROUTE = ViewRead("flights/route", "flights__route", ("origin", "dest"), ("delay",))
+PLAN = FeaturePlan(
+    model="flights/late_arrival",
+    key="flight_id",
+    entities=(PlannedEntity("origin", "String", "Airport"), PlannedEntity("dest", "String")),
+    request=(RequestField("distance", "Float64", "Miles to fly", "mi", 0, 6000),),
+    views=(WEATHER, ROUTE),
+    inputs=("distance", "temp", "wind", "delay"),
+)
+EWR_BOS: dict[str, Any] = {"origin": "EWR", "dest": "BOS", "distance": 200.0}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> PackedStore:
+    return PackedStore.open(f"sqlite:///{tmp_path / 'packed.db'}")
+
+
+def put(store: PackedStore, age: timedelta, temp: float = 50.0, origin: str = "EWR") -> None:
+    row = {"temp": temp, "wind": 9.0}
+    store.write(WEATHER.table, [((origin,), microseconds(NOON - age), row)])
+
+
+def test_plan_survives_json() -> None:
+    """What a bundle keeps is the whole plan."""
+    assert FeaturePlan.from_json(json.loads(json.dumps(PLAN.to_json()))) == PLAN
+
+
+def test_values_come_in_input_order_with_their_event_times(store: PackedStore) -> None:
+    """Request features and every view's features, ordered as the model reads them."""
+    put(store, timedelta(hours=1))
+    store.write(ROUTE.table, [(("EWR", "BOS"), microseconds(NOON - timedelta(days=300)), {"delay": 4.0})])
+    (looked,) = look_up(PLAN, store, [EWR_BOS], NOON)
+    assert looked.values == [200.0, 50.0, 9.0, 4.0]
+    assert {view: NOON - moment_of(us) for view, us in looked.event_times.items()} == {
+        "flights/weather": timedelta(hours=1),
+        "flights/route": timedelta(days=300),
+    }
+    assert looked.fallbacks == []
+
+
+def test_order_of_inputs_is_the_plans_not_the_views(store: PackedStore) -> None:
+    """A plan that reads in another order is given another order."""
+    put(store, timedelta(0))
+    (looked,) = look_up(replace(PLAN, inputs=("wind", "delay", "distance", "temp")), store, [EWR_BOS], NOON)
+    assert looked.values == [9.0, None, 200.0, 50.0]
+
+
+@pytest.mark.parametrize(
+    ("age", "reason"),
+    [
+        (timedelta(hours=3), None),
+        (timedelta(hours=3, microseconds=1), "expired"),
+        (timedelta(0), None),
+        (timedelta(microseconds=-1), "from the future"),
+    ],
+)
+def test_a_row_holds_from_its_event_until_its_ttl_both_included(
+    store: PackedStore, age: timedelta, reason: str | None
+) -> None:
+    """`t - ttl <= event_timestamp <= t`, to the microsecond, as the point-in-time join of training has it."""
+    put(store, age)
+    (looked,) = look_up(PLAN, store, [EWR_BOS], NOON)
+    weather = [fallback.reason for fallback in looked.fallbacks if fallback.view == WEATHER.view]
+    assert weather == ([reason] if reason else [])
+    assert looked.values[1:3] == ([None, None] if reason else [50.0, 9.0])
+
+
+def test_missing_rows_are_null_and_named(store: PackedStore) -> None:
+    """A cold start answers with nulls and says which view had nothing for which keys."""
+    (looked,) = look_up(PLAN, store, [EWR_BOS], NOON)
+    assert looked.values == [200.0, None, None, None]
+    assert [(fallback.view, fallback.keys, fallback.reason) for fallback in looked.fallbacks] == [
+        ("flights/weather", {"origin": "EWR"}, "no row"),
+        ("flights/route", {"origin": "EWR", "dest": "BOS"}, "no row"),
+    ]
+
+
+def test_a_feature_added_after_the_row_was_written_is_null(store: PackedStore) -> None:
+    """An older row of a view that has grown answers what it knows."""
+    store.write(WEATHER.table, [(("EWR",), microseconds(NOON), {"temp": 50.0})])
+    (looked,) = look_up(PLAN, store, [EWR_BOS], NOON)
+    assert looked.values[1:3] == [50.0, None]
+
+
+def test_each_view_is_read_once_for_many_rows() -> None:
+    """A thousand rows of two keys ask the store for two keys, once a view."""
+    asked: list[tuple[str, int]] = []
+
+    class Counting(EmptyStore):
+        def read(self, table: str, keys: Any) -> list[None]:
+            asked.append((table, len(keys)))
+            return super().read(table, keys)
+
+    rows = [{**EWR_BOS, "origin": origin} for origin in ("EWR", "JFK")] * 500
+    assert len(look_up(PLAN, Counting(), rows, NOON)) == 1000
+    assert asked == [("flights__weather", 2), ("flights__route", 2)]
+
+
+@given(
+    ages=st.dictionaries(st.sampled_from(["EWR", "JFK", "LGA"]), st.integers(-5, 5).map(lambda h: timedelta(hours=h))),
+    origins=st.lists(st.sampled_from(["EWR", "JFK", "LGA", "BOS"]), min_size=1, max_size=8),
+)
+def test_many_rows_are_answered_as_each_alone(ages: dict[str, timedelta], origins: list[str]) -> None:
+    """Batching reads never changes an answer, nor its order."""
+
+    class Fake:
+        def read(self, table: str, keys: Any) -> list[Any]:
+            rows = ages if table == WEATHER.table else {}
+            return [(microseconds(NOON - rows[k[0]]), {"temp": 1.0, "wind": 2.0}) if k[0] in rows else None for k in keys]
+
+    rows = [{**EWR_BOS, "origin": origin} for origin in origins]
+    assert look_up(PLAN, Fake(), rows, NOON) == [look_up(PLAN, Fake(), [row], NOON)[0] for row in rows]
+
+
+def test_plan_of_a_declaration_names_every_input_once() -> None:
+    """Compiled from the user's own words: table names, keys, ttl, bounds, order."""
+    import polars as pl
+
+    from mlops_assets import Entity, Float64, Labels, String, feature_view
+
+    airport = Entity("airport", "origin", String, "Airport of departure")
+
+    @feature_view(entities=[airport], ttl=timedelta(hours=3), schema={"temp": Float64, "wind": Float64})
+    def weather(raw: pl.LazyFrame) -> pl.LazyFrame:
+        return raw
+
+    labels = Labels(
+        "arrivals", "flights", {"late": Float64}, lambda: pl.LazyFrame(), key="flight_id", entities=(airport,),
+        request={"distance": Float64("Miles", "mi", minimum=0)},
+    )  # fmt: skip
+
+    class Pipeline:
+        id = "flights/late_arrival"
+        selections = (weather[["wind"]],)
+        inputs = ("distance", "wind")
+
+    Pipeline.labels = labels  # type: ignore[attr-defined]
+    plan = FeaturePlan.of(Pipeline)  # type: ignore[arg-type]
+    assert plan.entities == (PlannedEntity("origin", "String", "Airport of departure"),)
+    assert plan.request == (RequestField("distance", "Float64", "Miles", "mi", 0, None),)
+    (view,) = plan.views
+    assert (view.table, view.features, view.ttl_seconds) == (f"{weather.team}__weather", ("wind",), 10800)
