@@ -1,16 +1,74 @@
-"""Where state lives and which environment this is. Read when used, never at import."""
+"""Where state lives, which environment this is, and which resources it has. Read when used, never at import.
+
+The definitions are the same everywhere; MLOPS_ENV chooses one factory of resources. `local` and `test`
+keep everything under one directory and need no server; `staging` and `production` read the addresses
+of theirs from the environment, and fail at once where one is missing. No address is ever printed: it may hold
+a password.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from string import Template
+from typing import Any, Literal, Self, get_args
+from urllib.parse import urlsplit
 
 EnvironmentName = Literal["local", "test", "staging", "production"]
+PROJECT = Path(__file__).resolve().parents[1]
+QUIET = {
+    "DO_NOT_TRACK": "true",  # Evidently takes any value, MLflow only this one
+    "ITERATIVE_DO_NOT_TRACK": "true",  # the library that Evidently reports through
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "BENTOML_DO_NOT_TRACK": "true",
+    "DAGSTER_DISABLE_TELEMETRY": "true",
+}
 
 
 class UnknownEnvironmentError(ValueError):
     """MLOPS_ENV names no environment."""
+
+    @classmethod
+    def of(cls, name: str, known: Sequence[str]) -> Self:
+        return cls(f"MLOPS_ENV is {name!r} (known: {', '.join(known)}). Set one of them or unset it.")
+
+
+class MissingSettingsError(ValueError):
+    """An environment's servers are not, or not rightly, named."""
+
+    @classmethod
+    def of(cls, name: str, settings: Sequence[Setting]) -> Self:
+        lines = [f"  {setting.variable}={setting.example}    # {setting.meaning}" for setting in settings]
+        return cls("\n".join([f"MLOPS_ENV={name} needs these variables, missing or of another form. Set:", *lines]))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An address that a deployed environment reads from a variable; its scheme is one of `schemes`."""
+
+    variable: str
+    schemes: tuple[str, ...]
+    example: str
+    meaning: str
+
+    @property
+    def fits(self) -> bool:
+        given = urlsplit(os.environ.get(self.variable, ""))
+        return given.scheme in self.schemes and bool(given.netloc)
+
+
+POSTGRES = Setting(
+    "MLOPS_POSTGRES_URL",
+    ("postgresql+psycopg2",),  # unnamed, SQLAlchemy 2.1 takes psycopg 3, whose bound NOTIFY dagster-postgres cannot use
+    "postgresql+psycopg2://user:password@db:5432/dagster",
+    "runs, events and schedules of Dagster",
+)
+REDIS = Setting("MLOPS_REDIS_URL", ("redis", "rediss"), "redis://cache:6379/0", "online features")
+S3 = Setting("MLOPS_S3_URL", ("s3",), "s3://bucket/prefix", "the lake and the logs; AWS_* hold the credentials")
+MLFLOW = Setting("MLOPS_MLFLOW_URL", ("http", "https"), "http://mlflow:5000", "the tracking server and registry")
+SETTINGS = (POSTGRES, REDIS, S3, MLFLOW)
 
 
 def environment() -> EnvironmentName:
@@ -20,10 +78,90 @@ def environment() -> EnvironmentName:
     for candidate in known:
         if candidate == name:
             return candidate
-    raise UnknownEnvironmentError(f"MLOPS_ENV is {name!r} (known: {', '.join(known)}). Set one of them or unset it.")
+    raise UnknownEnvironmentError.of(name, known)
 
 
 def home() -> Path:
     """The directory of all state: MLOPS_HOME, or `.mlops` beside pyproject.toml."""
     given = os.environ.get("MLOPS_HOME")
-    return Path(given).expanduser().resolve() if given else Path(__file__).resolve().parents[1] / ".mlops"
+    return Path(given).expanduser().resolve() if given else PROJECT / ".mlops"
+
+
+def settings(name: EnvironmentName) -> dict[str, str]:
+    """The addresses of a deployed environment by variable; MissingSettingsError names all that are amiss."""
+    if missing := [setting for setting in SETTINGS if not setting.fits]:
+        raise MissingSettingsError.of(name, missing)
+    return {setting.variable: os.environ[setting.variable].rstrip("/") for setting in SETTINGS}
+
+
+def quiet_telemetry() -> None:
+    """No library reports home from this process or from those it starts. Dagster's switch is in dagster.yaml too."""
+    os.environ.update(QUIET)
+
+
+def prepare_home() -> Path:
+    """Create the directory of state with this environment's dagster.yaml, and name it DAGSTER_HOME.
+
+    Harmless when repeated. An edited dagster.yaml is replaced: the one under `deployment/` is what counts.
+    """
+    name = environment()
+    directory = home() / "dagster"
+    directory.mkdir(parents=True, exist_ok=True)
+    (home() / "logs").mkdir(exist_ok=True)
+    _install(directory / "dagster.yaml", _dagster_yaml(name))
+    os.environ["DAGSTER_HOME"] = str(directory)
+    return directory
+
+
+def _dagster_yaml(name: EnvironmentName) -> str:
+    if name in ("local", "test"):
+        return (PROJECT / "deployment" / "local" / "dagster.yaml").read_text()
+    store = urlsplit(settings(name)[S3.variable])
+    template = Template((PROJECT / "deployment" / "production" / "dagster.yaml").read_text())
+    return template.substitute(bucket=store.netloc, prefix=f"{store.path}/compute_logs".lstrip("/"))
+
+
+def _install(path: Path, content: str) -> None:
+    if path.exists() and path.read_text() == content:
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(content)
+    os.replace(beside, path)
+
+
+def resources_for(name: EnvironmentName | None = None) -> dict[str, Any]:
+    """The resources of an environment (default: the one named by MLOPS_ENV), by the keys that assets ask for."""
+    name = name or environment()
+    return FACTORIES[name](name)
+
+
+def _embedded(name: EnvironmentName) -> dict[str, Any]:
+    """Everything under MLOPS_HOME: SQLite, files, no server."""
+    from resources.bentos import BentoStore
+    from resources.lake import Lake, ParquetIOManager
+    from resources.releases import ReleaseStore
+
+    lake = Lake()
+    return {
+        "lake": lake,
+        "io_manager": ParquetIOManager(lake=lake),
+        "releases": ReleaseStore(),
+        "bentos": BentoStore(),
+    }
+
+
+def _deployed(name: EnvironmentName) -> dict[str, Any]:
+    """Servers of the environment's own; releases and Bentos lie on the volume mounted at MLOPS_HOME."""
+    from resources.lake import Lake, ParquetIOManager
+
+    address = settings(name)
+    lake = Lake(root=f"{address[S3.variable]}/lake")
+    return {**_embedded(name), "lake": lake, "io_manager": ParquetIOManager(lake=lake)}
+
+
+FACTORIES: Mapping[EnvironmentName, Callable[[EnvironmentName], dict[str, Any]]] = {
+    "local": _embedded,
+    "test": _embedded,
+    "staging": _deployed,
+    "production": _deployed,
+}

@@ -11,12 +11,12 @@ fails while it splits its rows into partitions has published none of them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, unquote
 from uuid import uuid4
 
@@ -28,11 +28,12 @@ from resources.environment import home
 if TYPE_CHECKING:
     import polars as pl
 
+Result = TypeVar("Result")
 Key = dg.AssetKey | Sequence[str] | str
 UNPARTITIONED = "all"
 PARTITION_COLUMN = "partition_column"
 EVENT_TIMESTAMP = "event_timestamp"
-_THREADS = 8  # a year of days goes to S3 in one second instead of eight; on a local disk it costs nothing
+_THREADS = 16
 
 
 class NotMaterializedError(LookupError):
@@ -122,6 +123,12 @@ class NotATableError(TypeError):
         )
 
 
+def _together(work: Callable[[str], Result], names: Iterable[str]) -> list[Result]:
+    """One result per name, in order; files are handled side by side, since S3 answers each one slowly."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(work, names))
+
+
 def _few(names: Sequence[str]) -> str:
     if len(names) > 5:
         return f"{names[0]}, {names[1]} ... {names[-1]} ({len(names)} partitions)"
@@ -160,9 +167,7 @@ class Lake(dg.ConfigurableResource):
 
     def write_partitions(self, frames: Mapping[str, pl.DataFrame], key: Key) -> dict[str, UPath]:
         """Publish many partitions at once; returns the path of each."""
-        with ThreadPoolExecutor(_THREADS) as pool:
-            paths = pool.map(lambda item: self.write(item[1], key, item[0]), frames.items())
-            return dict(zip(frames, paths, strict=True))
+        return dict(zip(frames, _together(lambda name: self.write(frames[name], key, name), frames), strict=True))
 
     def scan(self, key: Key, partitions: Iterable[str] | None = None) -> pl.LazyFrame:
         """The table's rows, in partition order: those of `partitions` that exist, or everything.
@@ -184,7 +189,10 @@ class Lake(dg.ConfigurableResource):
         return sorted(unquote(name.removesuffix(".parquet")) for name in names if name.endswith(".parquet"))
 
     def _directory(self, key: Key) -> UPath:
-        return UPath(self.root or home() / "lake").joinpath(*_asset_key(key).path)
+        root = str(self.root or home() / "lake")
+        # s3fs remembers listings for ever, and would not see what another process published
+        options = {"use_listings_cache": False} if root.startswith("s3://") else {}
+        return UPath(root, **options).joinpath(*_asset_key(key).path)
 
     def _scan(self, paths: Sequence[UPath]) -> pl.LazyFrame:
         import polars as pl
@@ -203,8 +211,7 @@ class Lake(dg.ConfigurableResource):
             raise UnreadableFileError.of(key, partition, path, error) from error
 
     def _require_one_schema(self, key: dg.AssetKey, partitions: Sequence[str]) -> None:
-        with ThreadPoolExecutor(_THREADS) as pool:
-            schemas = list(pool.map(partial(self._schema, key), partitions))
+        schemas = _together(partial(self._schema, key), partitions)
         newest = schemas[-1]
         for partition, schema in zip(partitions, schemas, strict=True):
             if dict(schema) != dict(newest):
@@ -314,7 +321,7 @@ def _utc(moment: datetime) -> datetime:
 
 
 def _report(context: dg.OutputContext, frames: Mapping[str, pl.DataFrame], paths: Mapping[str, UPath]) -> None:
-    facts = {name: _facts(frame, paths[name]) for name, frame in frames.items()}
+    facts = dict(zip(frames, _together(lambda name: _facts(frames[name], paths[name]), frames), strict=True))
     schema = {} if "dagster/column_schema" in context.definition_metadata else _column_schema(next(iter(frames.values())))
     if len(facts) == 1:
         context.add_output_metadata({**schema, **next(iter(facts.values()))})

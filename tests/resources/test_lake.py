@@ -36,7 +36,9 @@ def day(name: str) -> datetime:
 
 
 def rows(*moments: datetime) -> pl.DataFrame:
-    return pl.DataFrame({"event_timestamp": moments, "value": range(len(moments))}, schema_overrides={"event_timestamp": UTC_US})
+    return pl.DataFrame(
+        {"event_timestamp": moments, "value": range(len(moments))}, schema_overrides={"event_timestamp": UTC_US}
+    )
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -68,6 +70,19 @@ def test_an_odd_partition_key_is_one_file_and_comes_back(lake: Lake):
     assert lake.scan("t", ["a/b"]).collect().height == 1
 
 
+def test_what_another_process_published_is_seen(s3: str):
+    """A listing is never remembered: a second writer's partition is there at the next look."""
+    import boto3
+
+    lake = Lake(root=s3)
+    lake.write(rows(day(DAYS[0])), "t", DAYS[0])
+    assert lake.partitions("t") == DAYS[:1]
+    bucket = boto3.resource("s3").Bucket(s3.removeprefix("s3://"))
+    bucket.copy({"Bucket": bucket.name, "Key": f"t/{DAYS[0]}.parquet"}, f"t/{DAYS[1]}.parquet")
+    assert lake.partitions("t") == DAYS[:2]
+    assert lake.scan("t").collect().height == 2
+
+
 def test_a_missing_table_is_named_with_what_to_do(lake: Lake):
     """Nothing there: the error names the asset, what was asked, what exists, and the fix."""
     with pytest.raises(NotMaterializedError, match=r"'flights/weather'.*2013-01-01.*exists: none.*Materialize"):
@@ -81,7 +96,9 @@ def test_partitions_with_other_columns_are_refused_by_name(lake: Lake):
     """A changed type or a lost column is named before any row is read."""
     lake.write(rows(day(DAYS[0])), "t", DAYS[0])
     lake.write(rows(day(DAYS[1])).cast({"value": pl.String}), "t", DAYS[1])
-    with pytest.raises(SchemaDriftError, match=r"'2013-01-01' and '2013-01-02' of asset 't'.*value is Int64 and String"):
+    with pytest.raises(
+        SchemaDriftError, match=r"'2013-01-01' and '2013-01-02' of asset 't'.*value is Int64 and String"
+    ):
         lake.scan("t")
     lake.write(rows(day(DAYS[1])).drop("value"), "t", DAYS[1])
     with pytest.raises(SchemaDriftError, match=r"value is Int64 and missing"):
@@ -100,7 +117,9 @@ def test_a_broken_file_is_named(lake: Lake, damage: bytes):
     """Empty, cut or foreign bytes end in an error that names file, asset and fix; other partitions still read."""
     lake.write(rows(day(DAYS[0])), "t", DAYS[0])
     lake.write(rows(day(DAYS[1])), "t", DAYS[1]).write_bytes(damage)
-    with pytest.raises(UnreadableFileError, match=r"t/2013-01-02.parquet of asset 't'.*materialize partition '2013-01-02'"):
+    with pytest.raises(
+        UnreadableFileError, match=r"t/2013-01-02.parquet of asset 't'.*materialize partition '2013-01-02'"
+    ):
         lake.scan("t")
     assert lake.scan("t", [DAYS[0]]).collect().height == 1
 
@@ -126,7 +145,9 @@ def test_a_failing_write_leaves_the_published_table(tmp_path: Path):
     assert [path.name for path in (tmp_path / "t").iterdir()] == ["all.parquet"]
 
 
-moments = st.datetimes(datetime(2013, 1, 1), datetime(2013, 1, 3, 23, 59, 59, 999999)).map(lambda t: t.replace(tzinfo=UTC))
+moments = st.datetimes(datetime(2013, 1, 1), datetime(2013, 1, 3, 23, 59, 59, 999999)).map(
+    lambda t: t.replace(tzinfo=UTC)
+)
 
 
 @given(st.lists(moments, max_size=30))
@@ -162,7 +183,9 @@ def test_a_time_that_is_not_utc_is_refused(dtype: pl.DataType):
 # ---------------------------------------------------------------------- as Dagster runs it
 
 
-def asset_of(frame: pl.DataFrame, metadata: Mapping[str, object] | None = None, **options: object) -> dg.AssetsDefinition:
+def asset_of(
+    frame: pl.DataFrame, metadata: Mapping[str, object] | None = None, **options: object
+) -> dg.AssetsDefinition:
     @dg.asset(
         key=["flights", "weather"],
         partitions_def=DAILY,
@@ -189,12 +212,19 @@ def reader(partition_mapping: dg.PartitionMapping | None = None, **options: obje
     return count
 
 
-def run(lake: Lake, *assets: dg.AssetsDefinition, days: tuple[str, str] | None = None, selection: Sequence[dg.AssetsDefinition] | None = None) -> dg.ExecuteInProcessResult:
+def run(
+    lake: Lake,
+    *assets: dg.AssetsDefinition,
+    days: tuple[str, str] | None = None,
+    selection: Sequence[dg.AssetsDefinition] | None = None,
+) -> dg.ExecuteInProcessResult:
     return dg.materialize(
         assets,
         selection=selection,
         resources={"io_manager": ParquetIOManager(lake=lake)},
-        tags={"dagster/asset_partition_range_start": days[0], "dagster/asset_partition_range_end": days[1]} if days else None,
+        tags={"dagster/asset_partition_range_start": days[0], "dagster/asset_partition_range_end": days[1]}
+        if days
+        else None,
     )
 
 
@@ -206,7 +236,10 @@ def test_a_range_is_one_run_and_one_file_a_day(lake: Lake):
     assert len(lake.partitions("flights/weather")) == 366
     assert lake.scan("flights/weather", ["2013-01-05"]).collect().schema == frame.schema
     assert lake.scan("flights/weather").collect().equals(frame)
-    events = {event.partition: event.step_materialization_data.materialization for event in result.get_asset_materialization_events()}
+    events = {
+        event.partition: event.step_materialization_data.materialization
+        for event in result.get_asset_materialization_events()
+    }
     assert len(events) == 366
     assert events["2013-03-01"].metadata["dagster/row_count"].value == 2
     assert events["2013-01-01"].metadata["dagster/row_count"].value == 0
