@@ -129,7 +129,12 @@ def _build(work: Path, bundle: Path, model: str, name: str, version: str, labels
     ran = subprocess.run(
         [sys.executable, "-m", "bentoml", "build", str(context), "--version", version, "--output", "tag"],
         cwd=context,
-        env={**os.environ, "BENTOML_HOME": str(work / "home"), "BENTOML_DO_NOT_TRACK": "true"},
+        env={
+            **os.environ,
+            "BENTOML_HOME": str(work / "home"),
+            "BENTOML_DO_NOT_TRACK": "true",  # BentoML takes only this word for yes
+            "PYTHONDONTWRITEBYTECODE": "1",  # else what the import compiles is packed too
+        },
         capture_output=True,
         text=True,
         timeout=BUILD_SECONDS,

@@ -155,6 +155,30 @@ def create_app(open_serving: Callable[[], Serving]) -> FastAPI:
     return app
 
 
+def parity(bundle: Path) -> float:
+    """The largest difference between a bundle's golden predictions and what the predict route answers for them.
+
+    Raises what `Release.load` raises. Nothing is looked up or logged. Not for use inside an event loop.
+    """
+    release = Release.load(bundle)
+    plan, golden = release.plan, release.golden
+    body = {"rows": [{"features": dict(zip(plan.inputs, row, strict=True))} for row in golden.rows]}
+    app = create_app(lambda: Serving(OneRelease(release, "", ""), EmptyStore(), NoLog()))
+    answer = anyio.run(_ask, app, f"/{plan.model}/predict", body)
+    pairs = zip(answer["predictions"], golden.predictions, strict=True)
+    return max(abs(now["prediction"] - then) for now, then in pairs)
+
+
+async def _ask(app: FastAPI, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    """One request to an app that is not served."""
+    import httpx
+
+    transport = httpx.ASGITransport(app)
+    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        answer: dict[str, Any] = (await client.post(path, json=body)).raise_for_status().json()
+        return answer
+
+
 async def _predict(request: Request) -> Response:
     started = perf_counter()
     serving: Serving = request.app.state.serving

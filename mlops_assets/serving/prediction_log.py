@@ -26,7 +26,6 @@ from resources.environment import home
 
 if TYPE_CHECKING:
     import polars as pl
-    from polars._typing import SchemaDict
 
 FLUSH_SECONDS = 0.2
 QUEUE_ROWS = 100_000  # about 100 MB of rows at worst
@@ -190,7 +189,8 @@ class PredictionLog:
         times = pl.col("at", "logged_at").str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC")
         columns = _columns()
         frame = pl.DataFrame(lines, infer_schema_length=None) if lines else pl.DataFrame(schema=columns)
-        return frame.cast(columns).with_columns(times).unique(["writer", "seq", "request_id"]).sort("at", "writer", "seq")
+        typed = frame.with_columns(pl.col(name).cast(dtype) for name, dtype in columns.items()).with_columns(times)
+        return typed.unique(["writer", "seq", "request_id"]).sort("at", "writer", "seq")
 
     def gaps(self, model: str) -> Gaps:
         """What is missing from the log of a model."""
@@ -227,7 +227,7 @@ class PredictionLog:
                         continue  # its seq is missing, so `gaps` names it unless it was the last
 
 
-def _columns() -> SchemaDict:
+def _columns() -> dict[str, pl.DataType]:
     """What every line has, in the order of a table; times still as text."""
     import polars as pl
 

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import settings
@@ -209,7 +211,7 @@ def test_processes_at_once_are_serialised(releases: ReleaseStore) -> None:
     assert [worker.communicate(timeout=120)[0].strip() for worker in workers] == [b"25"] * 3
     history = releases.history(MODEL)
     assert [change.revision for change in history] == list(range(1, 76))
-    assert all(after.before == before.after for before, after in zip(history, history[1:], strict=False))
+    assert all(after.before == before.after for before, after in pairwise(history))
     assert {(c.by, c.why) for c in history} == {(name, str(n)) for name in "abc" for n in range(25)}
 
 
@@ -236,7 +238,9 @@ r.ReleaseStore(Path(sys.argv[1])).start_canary("flights/late_arrival", "b:2", "2
     ("step", "committed"),
     [("before the rename", False), ("before the history", True), ("within the history line", True)],
 )
-def test_a_kill_at_any_step_leaves_record_and_history_agreed(releases: ReleaseStore, step: str, committed: bool) -> None:
+def test_a_kill_at_any_step_leaves_record_and_history_agreed(
+    releases: ReleaseStore, step: str, committed: bool
+) -> None:
     """A change is either not there, or there with its history; and the next change continues from it."""
     released(releases, 1)
     assert subprocess.run([sys.executable, "-c", KILLED, str(releases.root), step], check=False).returncode == 9
@@ -274,9 +278,7 @@ class ReleaseLife(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        import tempfile
-
-        self.folder = tempfile.TemporaryDirectory()
+        self.folder = TemporaryDirectory()
         self.releases = ReleaseStore(Path(self.folder.name))
         self.changes = 0
         self._act(lambda: self.releases.start_canary(MODEL, tag(0), "0", STEPS, **WHO))
@@ -323,7 +325,7 @@ class ReleaseLife(RuleBasedStateMachine):
         assert record is not None
         assert [change.revision for change in history] == list(range(1, self.changes + 1))
         assert history[-1].after == record.variants
-        assert all(after.before == before.after for before, after in zip(history, history[1:], strict=False))
+        assert all(after.before == before.after for before, after in pairwise(history))
         assert record.previous is None or record.previous.release != record.champion.release
 
     def teardown(self) -> None:

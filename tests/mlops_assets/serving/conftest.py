@@ -1,0 +1,135 @@
+"""Real bundles of a small real model, and real served processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import polars as pl
+import pytest
+
+from mlops_assets.fields import Bool, Field, Float64, Int64, String
+from mlops_assets.input_schema import InputSchema
+from mlops_assets.serving.plan import FeaturePlan, PlannedEntity, RequestField, ViewRead
+from mlops_assets.serving.process import serve_command
+from mlops_assets.trainers import XGBoostClassifier
+
+INPUTS: dict[str, Field] = {
+    "distance": Float64("Miles to fly", "mi", 0, 6000),
+    "carrier": String("Operating airline"),
+    "seats": Int64("Seats"),
+    "holiday": Bool("Flies on a public holiday"),
+    "temp": Float64("Air temperature", "degF"),
+    "delay": Float64("Mean delay of the route", "min"),
+}
+START_SECONDS = 90
+
+
+def plan(model: str) -> FeaturePlan:
+    request = ("distance", "carrier", "seats", "holiday")
+    return FeaturePlan(
+        model=model,
+        key="flight_id",
+        entities=(PlannedEntity("origin", "String", "Airport of departure"), PlannedEntity("dest", "String", "Airport")),
+        request=tuple(
+            RequestField(name, f.dtype, f.description, f.unit, f.minimum, f.maximum)
+            for name, f in INPUTS.items()
+            if name in request
+        ),
+        views=(
+            ViewRead("flights/weather", "flights__weather", ("origin",), ("temp",), 10800),
+            ViewRead("flights/route", "flights__route", ("origin", "dest"), ("delay",)),
+        ),
+        inputs=tuple(INPUTS),
+    )
+
+
+def training_rows(seed: int, rows: int = 400) -> pl.DataFrame:
+    random = np.random.default_rng(seed)
+    return pl.DataFrame(
+        {
+            "distance": random.uniform(0, 3000, rows),
+            "carrier": random.choice(["AA", "DL", "UA"], rows),
+            "seats": random.integers(50, 400, rows),
+            "holiday": random.random(rows) < 0.1,
+            "temp": random.uniform(0, 100, rows),
+            "delay": pl.Series(random.uniform(-10, 60, rows)),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_bundle(seed, model=..., golden_shift=0.0)`: a whole bundle of an XGBoost model of that seed."""
+
+    def make(seed: int = 0, model: str = "flights/late_arrival", golden_shift: float = 0.0) -> Path:
+        directory = tmp_path_factory.mktemp("bundle")
+        frame, trainer = training_rows(seed), XGBoostClassifier(n_estimators=20, max_depth=3)
+        schema = InputSchema.fit(frame, INPUTS)
+        x = schema.encode_frame(frame)
+        late = (frame["delay"] + frame["temp"] / 10 + 5 * (seed + 1) * frame["holiday"].cast(pl.Int8) > 25).to_numpy().astype(float)
+        trainer.save(fitted := trainer.fit(x, late, None, None, {}, seed), directory / "model")
+        rows = [list(row) for row in frame.head(20).with_columns(temp=pl.lit(None, pl.Float64)).rows()]
+        golden = fitted.inplace_predict(schema.encode(rows), validate_features=False).astype(float) + golden_shift
+        manifest = {"model": model, "task": "classification", "framework": "xgboost", "label": "late", "run_id": str(seed)}
+        parts: dict[str, Any] = {
+            "manifest": manifest,
+            "schema": schema.to_json(),
+            "plan": plan(model).to_json(),
+            "golden": {"rows": rows, "predictions": golden.tolist()},
+        }
+        for name, part in parts.items():
+            (directory / f"{name}.json").write_text(json.dumps(part))
+        frame.with_columns(prediction=pl.lit(0.5)).write_parquet(directory / "baseline.parquet")
+        return directory
+
+    return make
+
+
+@contextmanager
+def _served(target: dict[str, Any], log: Path) -> Iterator[httpx.Client]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    argv, env = serve_command(port, **target)
+    with log.open("ab") as output:
+        process = subprocess.Popen(argv, env=env, stdout=output, stderr=output, start_new_session=True)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            wait_until_ready(process, client, log)
+            yield client
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=20)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def wait_until_ready(process: subprocess.Popen[bytes], client: httpx.Client, log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError(f"the server did not become ready:\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture
+def served(home: Path, tmp_path: Path) -> Callable[..., Any]:
+    """`with served(target=..., models=...) as client`: a real server on a free port, killed at the end."""
+    return lambda **target: _served(target, tmp_path / "server.log")
