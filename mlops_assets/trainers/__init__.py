@@ -1,0 +1,196 @@
+"""How a model is fitted, saved and loaded, one file per framework; all keep the contract below.
+
+A trainer is a declared value (a class and its parameters); the framework is imported only when it
+fits, saves or loads. Model files are in safe formats only: loading one never runs code from it, so
+a pickle is refused wherever it turns up. A new framework is a new file here, with its trainers and
+a function `load(directory) -> Predictor`; nothing else needs to know it.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlops_assets.trainers.lightgbm import (
+        LightGBMClassifier as LightGBMClassifier,
+        LightGBMRegressor as LightGBMRegressor,
+    )
+    from mlops_assets.trainers.sklearn import (
+        SklearnClassifier as SklearnClassifier,
+        SklearnRegressor as SklearnRegressor,
+    )
+    from mlops_assets.trainers.xgboost import (
+        XGBoostClassifier as XGBoostClassifier,
+        XGBoostRegressor as XGBoostRegressor,
+    )
+
+    Predictor = Callable[[np.ndarray], np.ndarray]
+    """From float32 of shape (n, columns), NaN where missing, to float64 of shape (n,): the
+    probability of the positive class, or the value. Safe to call from several threads."""
+
+Task = Literal["classification", "regression"]
+
+
+class UnknownTrainerError(LookupError):
+    """A trainer or a framework was named that no file here provides."""
+
+    @classmethod
+    def of(cls, kind: str, name: str, known: list[str]) -> Self:
+        return cls(
+            f"There is no {kind} {name!r} (known: {', '.join(known)}). "
+            "Name one of these, or add a file to mlops_assets/trainers/."
+        )
+
+
+class TrainerParameterError(ValueError):
+    """A trainer was given a parameter that it does not have, or that cannot be written down as JSON."""
+
+    @classmethod
+    def of(cls, trainer: str, name: str, problem: str, fix: str) -> Self:
+        return cls(f"{trainer}: parameter {name!r} {problem}. {fix}")
+
+
+class UnsafeModelFileError(ValueError):
+    """A model file is not in the format that its framework's loader trusts."""
+
+    @classmethod
+    def of(cls, path: Path, wanted: str, found: str) -> Self:
+        return cls(
+            f"Model file {path} is refused: wanted {wanted}, found {found}. Train the model again; never rename files."
+        )
+
+
+@dataclass(frozen=True, init=False, repr=False)
+class Trainer(ABC):
+    """Fits one kind of model. Parameters are the framework's own names, given as keywords.
+
+    Two trainers of one class with the same parameters are equal, and hash alike.
+    """
+
+    task: ClassVar[Task]
+
+    settings: tuple[tuple[str, Any], ...]
+
+    def __init__(self, **params: Any) -> None:
+        settings = tuple((name, self._frozen(name, params[name])) for name in sorted(params))
+        object.__setattr__(self, "settings", settings)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self.settings)})"
+
+    @property
+    def params(self) -> Mapping[str, Any]:
+        return dict(self.settings)
+
+    @property
+    def framework(self) -> str:
+        """The name of the module that loads what this trainer saves."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @abstractmethod
+    def fit(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        x_valid: np.ndarray | None,
+        y_valid: np.ndarray | None,
+        params: Mapping[str, Any],
+        seed: int,
+    ) -> Any:
+        """A fitted model; `params` overrides the declared ones, and the same seed gives the same model.
+
+        x is float32 (n, columns) with NaN where missing, y (n,) holds 0/1 or values. With validation
+        rows, fitting stops when they no longer improve, and the model keeps its best state.
+        """
+
+    @abstractmethod
+    def save(self, model: Any, directory: Path) -> None:
+        """Write the model into `directory` (made if missing) in the framework's safe format."""
+
+    def learned(self, model: Any) -> dict[str, Any]:
+        """Parameters that early stopping found, to be fixed when refitting without validation rows."""
+        return {}
+
+    def importance(self, model: Any) -> list[float]:
+        """How much each column served, in the columns' order; empty where it is not cheaply known."""
+        return []
+
+    def _frozen(self, name: str, value: Any) -> Any:
+        """JSON scalars, and lists of them as tuples: parameters are hashed, and travel to other machines."""
+        if isinstance(value, list | tuple):
+            return tuple(self._frozen(name, item) for item in value)
+        if value is None or isinstance(value, bool | int | float | str):
+            return value
+        raise TrainerParameterError.of(
+            type(self).__name__, name, f"is a {type(value).__name__}", "Give a number, text, Boolean or a list of them."
+        )
+
+
+def frameworks() -> list[str]:
+    """The frameworks that have a file here."""
+    return sorted(module.name for module in iter_modules(__path__))
+
+
+@cache
+def trainers() -> dict[str, type[Trainer]]:
+    """Every trainer class, by name."""
+    modules = [import_module(f"{__name__}.{framework}") for framework in frameworks()]
+    return {
+        name: value
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, Trainer) and not name.startswith("_") and value is not Trainer
+    }
+
+
+def trainer_named(name: str, **params: Any) -> Trainer:
+    """The trainer called `name` with its parameters, as YAML and remote training spell it."""
+    if name not in trainers():
+        raise UnknownTrainerError.of("trainer", name, sorted(trainers()))
+    return trainers()[name](**params)
+
+
+def load_predictor(framework: str, directory: Path) -> Predictor:
+    """The model saved in `directory` by a trainer of `framework`.
+
+    Raises UnknownTrainerError for a framework that has no file here, UnsafeModelFileError for a file
+    that is not what the framework's trainer writes, FileNotFoundError where there is none.
+    """
+    if framework not in frameworks():
+        raise UnknownTrainerError.of("framework", framework, frameworks())
+    predictor: Predictor = import_module(f"{__name__}.{framework}").load(directory)
+    return predictor
+
+
+def model_file(directory: Path, name: str, magic: bytes, wanted: str) -> Path:
+    """The path of a model file, once its first bytes show the format that is `wanted`."""
+    path = directory / name
+    if not path.is_file():
+        held = sorted(item.name for item in directory.iterdir()) if directory.is_dir() else []
+        raise FileNotFoundError(f"No model file {path} (the directory holds: {', '.join(held) or 'nothing'}).")
+    with path.open("rb") as file:
+        head = file.read(len(magic))
+    if head != magic:
+        raise UnsafeModelFileError.of(path, wanted, "a pickle" if head[:1] == b"\x80" else f"bytes {head!r}")
+    return path
+
+
+def threads() -> int:
+    """How many threads a framework may use: OMP_NUM_THREADS, else every core."""
+    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
+
+
+def __getattr__(name: str) -> Any:
+    if name.startswith("_") or name not in trainers():
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return trainers()[name]
