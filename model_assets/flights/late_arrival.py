@@ -21,14 +21,14 @@ late_arrival = ModelPipeline(
     labels=arrivals,
     label="late",
     features=[weather_hourly, origin_congestion, carrier_punctuality, route_punctuality, aircraft_use],
-    trainer=XGBoostClassifier(params={"num_boost_round": 150}),
+    trainer=XGBoostClassifier(n_estimators=200),
     cutoffs=weekly,
     split=TimeSplit(holdout=timedelta(days=14), validation=timedelta(days=14)),
     search=Search(
         trials=6,
         space={
             "max_depth": IntRange(3, 9),
-            "eta": FloatRange(0.03, 0.3, log=True),
+            "learning_rate": FloatRange(0.03, 0.3, log=True),
             "min_child_weight": FloatRange(1, 30, log=True),
             "subsample": FloatRange(0.5, 1.0),
         },

@@ -1,0 +1,202 @@
+"""The `mlops` command: what a person does to models from a shell.
+
+Each command reads the declarations and the stores under MLOPS_HOME, and goes through the same functions
+as the assets. Problems that the user can mend are printed as one line; everything else is a traceback.
+"""
+
+from __future__ import annotations
+
+import getpass
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from mlops_assets.declarations import ModelPipeline
+    from mlops_assets.promotion import Promotion
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Models as assets: from raw data to a monitored endpoint.")
+new = typer.Typer(no_args_is_help=True, help="Write the file of a new declaration.")
+app.add_typer(new, name="new")
+
+Model = Annotated[str, typer.Argument(help="The model, as <team>/<name>, e.g. flights/late_arrival")]
+Why = Annotated[str, typer.Option(help="Written into the history")]
+
+
+def main() -> None:
+    """Run the command line; an error that says what to do next is printed without its traceback."""
+    from mlops_assets.catalog import UnknownDeclarationError
+    from mlops_assets.declarations import DeclarationError
+    from mlops_assets.promotion import NotPromotableError
+    from mlops_assets.scaffold import ScaffoldError
+    from resources.environment import MissingSettingsError, UnknownEnvironmentError, quiet_telemetry
+    from resources.releases import InvalidReleaseError, StaleReleaseError, UnknownReleaseError
+
+    quiet_telemetry()
+    try:
+        app()
+    except (
+        DeclarationError,
+        InvalidReleaseError,
+        MissingSettingsError,
+        NotPromotableError,
+        ScaffoldError,
+        StaleReleaseError,
+        UnknownDeclarationError,
+        UnknownEnvironmentError,
+        UnknownReleaseError,
+    ) as problem:
+        typer.secho(f"mlops: {problem}", fg="red", err=True)
+        sys.exit(1)
+
+
+@app.command()
+def demo() -> None:
+    """The whole life of a model on a year of real flights, in one go."""
+    from mlops_assets.demo import run_demo
+
+    raise typer.Exit(run_demo())
+
+
+@app.command()
+def up() -> None:
+    """Start Dagster, MLflow and the endpoints; Ctrl-C stops them all."""
+    from mlops_assets.processes import up as start
+
+    raise typer.Exit(start())
+
+
+@app.command()
+def promote(
+    model: Model,
+    version: Annotated[str | None, typer.Option(help="A registered version; by default the running canary, else the newest that passed")] = None,
+    why: Why = "promoted by hand",
+) -> None:
+    """Give a version all traffic and make it the champion."""
+    pipeline, promotion = _of(model)
+    _tell(promotion.promote(pipeline, version, by=_user(), why=why))
+
+
+@app.command()
+def rollback(model: Model, why: Why = "rolled back by hand") -> None:
+    """Return to the release before, at once."""
+    pipeline, promotion = _of(model)
+    _tell(promotion.rollback(pipeline, by=_user(), why=why))
+
+
+@app.command()
+def history(model: Model) -> None:
+    """Every move of the champion and of the traffic: when, who, what, from, to, why."""
+    from mlops_assets.history import events
+
+    pipeline, promotion = _of(model)
+    _print_table(
+        f"History of {model}",
+        ["at", "by", "what", "from", "to", "why"],
+        [(e.at, e.by, e.what, e.before, e.after, e.why) for e in events(pipeline, promotion.releases, promotion.champions)],
+    )
+
+
+@app.command()
+def runs(model: Model) -> None:
+    """Candidates of a model: cutoff, version, metric on the holdout, gate."""
+    pipeline, promotion = _of(model)
+    rows = [
+        (
+            item.version,
+            item.tags.get("cutoff", ""),
+            item.tags.get("metric", ""),
+            item.tags.get("gate", ""),
+            item.tags.get("refused_because", ""),
+            item.tags.get("bento", ""),
+            item.run_id,
+        )
+        for item in sorted(promotion.mlflow.versions(pipeline.registered_name), key=lambda item: int(item.version))
+    ]
+    _print_table(f"Candidates of {model}", ["version", "cutoff", pipeline.gate.metric, "gate", "why", "bento", "MLflow run"], rows)
+
+
+@app.command()
+def features(view: Annotated[str | None, typer.Argument(help="One view, as <team>/<name>")] = None) -> None:
+    """The feature views, or one view's features and who uses them."""
+    from mlops_assets.catalog import gather
+
+    catalog = gather()
+    users = {item.id: [m.id for m in catalog.models.values() if item in [s.view for s in m.selections]] for item in catalog.views}
+    if view is None:
+        rows = [
+            (item.id, ", ".join(item.join_keys), str(item.ttl or "none"), len(item.schema), ", ".join(users[item.id]))
+            for item in catalog.views
+        ]
+        _print_table("Feature views", ["view", "keys", "ttl", "features", "used by"], rows)
+        return
+    chosen = catalog.view(view)
+    typer.echo(f"{chosen.id}: {chosen.description}\nused by: {', '.join(users[chosen.id]) or 'no model'}")
+    rows = [(name, field.dtype, field.unit or "", field.description) for name, field in chosen.schema.items()]
+    _print_table(chosen.id, ["feature", "type", "unit", "meaning"], rows)
+
+
+@app.command()
+def lineage(model: Model) -> None:
+    """From the raw tables to the endpoint: each link of the chain, and what was published last."""
+    from rich import print as show
+
+    from mlops_assets.lineage import lineage_tree
+
+    pipeline, _ = _of(model)
+    show(lineage_tree(pipeline))
+
+
+@new.command("model")
+def new_model(
+    name: Annotated[str, typer.Argument(help="The model, as <team>/<name>")],
+    labels: Annotated[str | None, typer.Option(help="The label table, as <team>/<name>; by default the team's first")] = None,
+    label: Annotated[str | None, typer.Option(help="The target; by default the label table's first")] = None,
+) -> None:
+    """Write `model_assets/<team>/<name>.py`: a model that materializes as it stands."""
+    from mlops_assets.scaffold import write_model
+
+    typer.echo(f"Wrote {write_model(name, labels, label)}")
+
+
+@new.command("features")
+def new_features(
+    name: Annotated[str, typer.Argument(help="The feature view, as <team>/<name>")],
+    source: Annotated[str | None, typer.Option(help="The table it reads; by default the team's first with a time")] = None,
+) -> None:
+    """Write `feature_assets/<team>/<name>.py`: a feature view that materializes as it stands."""
+    from mlops_assets.scaffold import write_features
+
+    typer.echo(f"Wrote {write_features(name, source)}")
+
+
+def _of(model: str) -> tuple[ModelPipeline, Promotion]:
+    from mlops_assets.catalog import gather
+    from mlops_assets.promotion import Promotion
+
+    return gather().model(model), Promotion.here()
+
+
+def _user() -> str:
+    return getpass.getuser()
+
+
+def _tell(record: Any) -> None:
+    for variant in record.variants:
+        typer.echo(f"{record.model}: {variant.role} {variant.release} (version {variant.version}) gets {variant.weight} %")
+
+
+def _print_table(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    # Not a terminal: a file or a pipe gets whole lines instead of cells cut to 80 columns.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+if __name__ == "__main__":
+    main()

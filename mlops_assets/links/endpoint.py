@@ -1,0 +1,68 @@
+"""The endpoint: the release record that every serving process of the model follows.
+
+Materializing it gives the champion's Bento its first share of the traffic; a canary goes on by the rollout
+sensor or by `mlops promote`. The first release of a model takes all traffic.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import dagster as dg
+
+from mlops_assets.claims import Claim
+from mlops_assets.declarations import ModelPipeline
+from mlops_assets.links import spec
+from mlops_assets.promotion import BENTO, Promotion
+from resources.champions import ALIAS
+from resources.releases import ReleaseRecord
+
+LINK = "endpoint"
+CHECK = "champion_released"
+
+
+def endpoint_asset(model: ModelPipeline) -> dg.AssetsDefinition:
+    key = spec.link_key(model, LINK)
+
+    @dg.asset(
+        key=key,
+        deps=[spec.link_key(model, "bento")],
+        description=f"Who answers for {model.title}: releases and their share of the traffic.",
+        group_name=spec.model_group(model),
+        owners=spec.owners(model.owners, model.team),
+        kinds={"bentoml"},
+        tags=spec.model_tags(model, LINK),
+        pool=f"promotion_{model.team}_{model.name}",
+        automation_condition=spec.on_arrival(),
+        metadata={"route": f"/{model.id}/predict"},
+        check_specs=spec.check_specs(key, {CHECK: True}, {CHECK: "The champion's Bento has traffic and all weights sum to 100"}),
+    )
+    def endpoint(context: dg.AssetExecutionContext, promotion: dg.ResourceParam[Promotion]) -> Iterator[Any]:
+        version = promotion.mlflow.alias(model.registered_name, ALIAS)
+        tag = promotion.mlflow.version(model.registered_name, version).tags.get(BENTO) if version else None
+        if version is None or tag is None:
+            raise dg.Failure(f"{model.title} has no champion with a Bento. Materialize its bento first.", allow_retries=False)
+        record = promotion.releases.start_canary(
+            model.id, tag, version, list(model.serve.canary), by=f"run {context.run_id}", why=f"version {version} became champion"
+        )
+        yield dg.MaterializeResult(metadata=told(record), data_version=dg.DataVersion(str(record.revision)))
+        yield spec.check_result(key, champion_released(record, tag))
+
+    return endpoint
+
+
+def told(record: ReleaseRecord) -> dict[str, Any]:
+    """The record as metadata."""
+    traffic = "\n".join(f"| {v.role} | {v.release} | {v.version} | {v.weight} % |" for v in record.variants)
+    return {
+        "revision": record.revision,
+        "traffic": dg.MetadataValue.md(f"| role | release | version | traffic |\n|---|---|---|---|\n{traffic}"),
+        "changed_by": record.by,
+        "why": record.why,
+    }
+
+
+def champion_released(record: ReleaseRecord, tag: str) -> Claim:
+    """The Bento is one of the variants and gets requests."""
+    weights = {variant.release: variant.weight for variant in record.variants}
+    share = weights.get(tag, 0)
+    return Claim(CHECK, share > 0 and sum(weights.values()) == 100, f"{tag} gets {share} % of {weights}")

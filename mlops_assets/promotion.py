@@ -1,0 +1,114 @@
+"""Promotion and rollback: the registry's alias and the endpoint's traffic, moved together.
+
+The assets, the sensors and the command line all go through here, so that there is one order of events:
+first the Bento exists, then the traffic moves, then the alias follows. Each step is idempotent; a
+process killed between two of them is completed by asking again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from mlops_assets.declarations import ModelPipeline
+
+if TYPE_CHECKING:
+    from resources.bentos import BentoStore
+    from resources.champions import ChampionStore
+    from resources.mlflow import MlflowResource
+    from resources.releases import ReleaseRecord, ReleaseStore
+
+GATE = "gate"
+PASSED, REFUSED = "passed", "refused"
+BENTO = "bento"
+ROLLED_BACK = "rolled_back"
+
+
+class NotPromotableError(RuntimeError):
+    """A version was to be promoted that may not be."""
+
+    @classmethod
+    def of(cls, model: str, asked: str, why: str, promotable: list[str]) -> Self:
+        return cls(
+            f"{model!r} cannot promote {asked}: {why} (promotable: {', '.join(promotable) or 'none'}). "
+            f"Materialize '{model}/candidate' for a new one."
+        )
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """The stores that a promotion touches."""
+
+    mlflow: MlflowResource
+    bentos: BentoStore
+    releases: ReleaseStore
+    champions: ChampionStore
+
+    @classmethod
+    def here(cls) -> Self:
+        """The stores of this environment."""
+        from resources.environment import resources_for
+
+        stores: Any = resources_for()
+        return cls(stores["mlflow"], stores["bentos"], stores["releases"], stores["champions"])
+
+    def next_champion(self, model: ModelPipeline) -> Any | None:
+        """The newest version that passed its gate and was not rolled back; None when there is none."""
+        fit = [version for version in self.mlflow.versions(model.registered_name) if _promotable(version.tags)]
+        return max(fit, key=lambda version: int(version.version), default=None)
+
+    def crown(self, model: ModelPipeline, version: str, *, by: str, why: str) -> Any | None:
+        """Move the alias `champion`; None when it is there already."""
+        return self.champions.move(self.mlflow, model.id, model.registered_name, version, by=by, why=why)
+
+    def bento_of(self, model: ModelPipeline, version: str) -> str:
+        """The tag of the version's Bento, built from the registry when it is not there yet."""
+        bundle = self.mlflow.download(model.registered_name, version)
+        run_id = self.mlflow.version(model.registered_name, version).run_id
+        tag = self.bentos.build(bundle, model.id, {"version": version, "run_id": run_id})
+        self.mlflow.tag_version(model.registered_name, version, {BENTO: tag})
+        return tag
+
+    def promote(self, model: ModelPipeline, version: str | None, *, by: str, why: str) -> ReleaseRecord:
+        """All traffic and the alias to `version`, or to the running canary, or to the newest that passed its gate.
+
+        Raises NotPromotableError for a version that did not pass its gate.
+        """
+        now = self.releases.read(model.id)
+        if version is None and now is not None and now.challenger is not None:
+            version = now.challenger.version
+        chosen = self._chosen(model, version)
+        tag = self.bento_of(model, chosen)
+        self.releases.start_canary(model.id, tag, chosen, [100], by=by, why=why)
+        record = self.releases.promote(model.id, chosen, by=by, why=why)
+        self.mlflow.tag_version(model.registered_name, chosen, {ROLLED_BACK: "false"})
+        self.crown(model, chosen, by=by, why=why)
+        return record
+
+    def rollback(self, model: ModelPipeline, *, by: str, why: str) -> ReleaseRecord:
+        """All traffic and the alias back to the release before; the version left behind is not promoted again by itself."""
+        before = self.releases.read(model.id)
+        record = self.releases.rollback(model.id, by=by, why=why)
+        left = [variant.version for variant in before.variants if variant.release != record.champion.release] if before else []
+        for version in left:
+            self.mlflow.tag_version(model.registered_name, version, {ROLLED_BACK: "true"})
+        self.crown(model, record.champion.version, by=by, why=why)
+        return record
+
+    def _chosen(self, model: ModelPipeline, version: str | None) -> str:
+        versions = {item.version: item for item in self.mlflow.versions(model.registered_name)}
+        fit = [name for name, item in versions.items() if item.tags.get(GATE) == PASSED]
+        if version is None:
+            newest = self.next_champion(model)
+            if newest is None:
+                raise NotPromotableError.of(model.id, "anything", "no version passed its gate", fit)
+            return str(newest.version)
+        if version not in versions:
+            raise NotPromotableError.of(model.id, f"version {version}", "it does not exist", fit)
+        if version not in fit:
+            raise NotPromotableError.of(model.id, f"version {version}", "it did not pass its gate", fit)
+        return version
+
+
+def _promotable(tags: dict[str, str]) -> bool:
+    return tags.get(GATE) == PASSED and tags.get(ROLLED_BACK) != "true"
