@@ -109,12 +109,12 @@ class DriftResult:
 
     def numbers(self) -> dict[str, float | int | str]:
         """Plain numbers for metadata, so that they are plotted over time."""
-        prediction = {} if self.prediction is None or self.prediction.psi is None else {"psi_prediction": self.prediction.psi}
+        psi = self.prediction.psi if self.prediction else None
         return {
             "verdict": self.verdict,
             "drifted_share": self.drifted_share,
             "psi_max": self.psi_max,
-            **prediction,
+            **({} if psi is None else {"psi_prediction": psi}),
             "rows": self.rows,
             "rows_reference": self.rows_reference,
         }

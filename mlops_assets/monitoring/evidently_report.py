@@ -88,7 +88,9 @@ def _task_preset(task: str, threshold: float) -> tuple[Any, Any]:
             classification=[classes], categorical_columns=[TARGET], numerical_columns=[PREDICTION]
         )
         return ClassificationPreset(probas_threshold=threshold), definition
-    values = DataDefinition(regression=[Regression(target=TARGET, prediction=PREDICTION)], numerical_columns=[TARGET, PREDICTION])
+    values = DataDefinition(
+        regression=[Regression(target=TARGET, prediction=PREDICTION)], numerical_columns=[TARGET, PREDICTION]
+    )
     return RegressionPreset(), values
 
 

@@ -228,7 +228,8 @@ def _state(as_of: datetime, maturity: timedelta) -> pl.Expr:
 
 def _scores(matured: pl.DataFrame, group: str, metric_name: str, min_rows: int) -> tuple[Score, ...]:
     """One score a value of the column, the most frequent first."""
-    values = matured.group_by(pl.col(group).cast(pl.String)).agg(rows=pl.len()).sort("rows", group, descending=[True, False])
+    counted = matured.group_by(pl.col(group).cast(pl.String)).agg(rows=pl.len())
+    values = counted.sort("rows", group, descending=[True, False])
     return tuple(
         Score(group, str(value), rows, _metric(matured.filter(_is(group, value)), metric_name, min_rows))
         for value, rows in values.head(SLICE_VALUES).iter_rows()

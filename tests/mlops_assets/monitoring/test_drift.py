@@ -21,7 +21,8 @@ column = st.one_of(
     st.lists(st.integers(-40, 40) | st.none(), min_size=1, max_size=200).map(lambda v: pl.Series("x", v, pl.Int64)),
     st.lists(st.integers(0, 8), min_size=1, max_size=200).map(lambda v: pl.Series("x", v, pl.Int64)),
 )
-labels = st.lists(st.sampled_from("abcde") | st.none(), min_size=1, max_size=200).map(lambda v: pl.Series("x", v, pl.String))
+words = st.lists(st.sampled_from("abcde") | st.none(), min_size=1, max_size=200)
+labels = words.map(lambda v: pl.Series("x", v, pl.String))
 flags = st.lists(st.booleans(), min_size=1, max_size=200).map(lambda v: pl.Series("x", v, pl.Boolean))
 
 

@@ -36,7 +36,9 @@ def test_a_drift_report_is_evidentlys_page_and_says_what_it_is_drawn_from(frame:
     """Mixed types and nulls are drawn without a warning; the sample is stated at the head; nothing is left beside."""
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        path = write_drift_report(tmp_path / "2013-07-01" / "drift.html", frame, frame.with_columns(pl.col("temp") + 20), sample=500)
+        path = write_drift_report(
+            tmp_path / "2013-07-01" / "drift.html", frame, frame.with_columns(pl.col("temp") + 20), sample=500
+        )
     page = path.read_text()
     assert "500 of 3,000 rows" in page and "over all rows" in page
     assert "Drift is detected for 16.667% of columns (1 out of 6)." in page and "prediction" in page
@@ -56,7 +58,9 @@ def test_a_performance_report_of_each_task(task: str, tmp_path: Path) -> None:
     assert ("RocAuc metric" if task == "classification" else "R2 Score") in page
 
 
-def test_a_failed_report_leaves_the_old_one(frame: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_report_leaves_the_old_one(
+    frame: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A report is replaced as a whole: one that fails half-way changes nothing and leaves nothing."""
     path = tmp_path / "drift.html"
     path.write_text("the old page")

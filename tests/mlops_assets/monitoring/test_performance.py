@@ -44,11 +44,18 @@ def matched(asked: pl.DataFrame, known: pl.DataFrame, as_of: datetime = NOON) ->
 def scored(truth: np.ndarray, prediction: np.ndarray, **columns: object) -> pl.DataFrame:
     """Matured predictions, as `match` returns them."""
     return pl.DataFrame(
-        {"truth": truth.astype(float), "prediction": prediction, "state": pl.Series(["matured"] * len(truth), dtype=pl.String), **columns}
+        {
+            "truth": truth.astype(float),
+            "prediction": prediction,
+            "state": pl.Series(["matured"] * len(truth), dtype=pl.String),
+            **columns,
+        }
     )
 
 
-def judged(frame: pl.DataFrame, metric: str = "roc_auc", reference: float = 0.7, **options: object) -> PerformanceResult:
+def judged(
+    frame: pl.DataFrame, metric: str = "roc_auc", reference: float = 0.7, **options: object
+) -> PerformanceResult:
     return performance(frame, metric, reference, **{"limit": 0.03, **options})  # type: ignore[arg-type]
 
 
@@ -63,7 +70,9 @@ def test_a_prediction_is_matured_pending_or_unlabelled() -> None:
         ("silent", old, None, None),
     )
     names = [*known["flight_id"], "unheard-of"]
-    states = dict(matched(predictions(*((name, 0.5) for name in names)), known).select("flight_id", "state").iter_rows())
+    states = dict(
+        matched(predictions(*((name, 0.5) for name in names)), known).select("flight_id", "state").iter_rows()
+    )
     assert states == {
         "landed": "matured",
         "lands-at-noon": "matured",
@@ -82,7 +91,9 @@ def test_what_is_not_known_yet_cannot_be_read() -> None:
     assert "label_known_at" not in row
 
 
-@pytest.mark.parametrize(("before", "inside"), [(WEEK, True), (WEEK + timedelta(microseconds=1), False), (timedelta(0), False)])
+@pytest.mark.parametrize(
+    ("before", "inside"), [(WEEK, True), (WEEK + timedelta(microseconds=1), False), (timedelta(0), False)]
+)
 def test_the_window_is_closed_at_its_start_and_open_at_its_end(before: timedelta, inside: bool) -> None:
     """An event exactly one window ago counts, one at the moment itself does not."""
     known = labels(("a", NOON - before, NOON, True))
@@ -91,7 +102,9 @@ def test_the_window_is_closed_at_its_start_and_open_at_its_end(before: timedelta
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(-240, 48), st.none() | st.integers(-240, 240), st.none() | st.booleans()), max_size=40),
+    st.lists(
+        st.tuples(st.integers(-240, 48), st.none() | st.integers(-240, 240), st.none() | st.booleans()), max_size=40
+    ),
     st.integers(0, 240),
 )
 def test_states_add_up_and_maturity_only_grows(events: list[tuple[int, int | None, bool | None]], later: int) -> None:
@@ -155,7 +168,9 @@ def test_the_drop_knows_the_direction_of_the_metric(noisy: tuple[np.ndarray, np.
 def test_too_few_matured_rows_give_no_verdict(rows: int) -> None:
     """However bad they are, and whatever is still pending."""
     wrong = scored(np.arange(rows) % 2 == 0, (np.arange(rows) % 2).astype(float))
-    pending = pl.DataFrame({"truth": [None] * 900, "prediction": [0.5] * 900, "state": ["pending"] * 900}, schema=wrong.schema)
+    pending = pl.DataFrame(
+        {"truth": [None] * 900, "prediction": [0.5] * 900, "state": ["pending"] * 900}, schema=wrong.schema
+    )
     result = judged(pl.concat([wrong, pending]))
     assert (result.verdict, result.metric, result.drop, result.maturity) == (
         "not enough rows", None, None, Maturity(rows, 900, 0)
@@ -175,7 +190,9 @@ def test_slices_and_versions_tell_who_lost(noisy: tuple[np.ndarray, np.ndarray])
     rng = np.random.default_rng(6)
     carrier = np.where(np.arange(1_000) < 400, "AA", np.where(np.arange(1_000) < 990, "UA", "OO"))
     broken = np.where(carrier == "AA", rng.random(1_000), probability)
-    result = judged(scored(truth, broken, carrier=carrier, version=["3"] * 500 + ["4"] * 500), slices=["carrier"], reference=0.8)
+    result = judged(
+        scored(truth, broken, carrier=carrier, version=["3"] * 500 + ["4"] * 500), slices=["carrier"], reference=0.8
+    )
     assert [(s.value, s.rows) for s in result.slices] == [("UA", 590), ("AA", 400), ("OO", 10)]
     assert [s.value for s in result.losing] == ["AA"]
     assert result.slices[2].metric is None
