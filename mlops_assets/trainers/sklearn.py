@@ -20,19 +20,38 @@ if TYPE_CHECKING:
 
 FILE = "model.skops"
 TRUSTED = frozenset(
-    """
-    builtins.dict builtins.list builtins.str builtins.tuple
-    numpy.dtype numpy.float32 numpy.float64 numpy.int64 numpy.ndarray numpy.random._generator.Generator numpy.uint64
-    sklearn._loss._loss.CyAbsoluteError sklearn._loss._loss.CyHalfBinomialLoss sklearn._loss._loss.CyHalfSquaredError
-    sklearn._loss.link.IdentityLink sklearn._loss.link.Interval sklearn._loss.link.LogitLink
-    sklearn._loss.loss.AbsoluteError sklearn._loss.loss.HalfBinomialLoss sklearn._loss.loss.HalfSquaredError
-    sklearn.ensemble._hist_gradient_boosting.binning._BinMapper
-    sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoostingClassifier
-    sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoostingRegressor
-    sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor
-    sklearn.impute._base.SimpleImputer sklearn.linear_model._logistic.LogisticRegression sklearn.linear_model._ridge.Ridge
-    sklearn.pipeline.Pipeline sklearn.preprocessing._data.StandardScaler sklearn.preprocessing._label.LabelEncoder
-    """.split()
+    {
+        "builtins.dict",
+        "builtins.list",
+        "builtins.str",
+        "builtins.tuple",
+        "numpy.dtype",
+        "numpy.float32",
+        "numpy.float64",
+        "numpy.int64",
+        "numpy.ndarray",
+        "numpy.random._generator.Generator",
+        "numpy.uint64",
+        "sklearn._loss._loss.CyAbsoluteError",
+        "sklearn._loss._loss.CyHalfBinomialLoss",
+        "sklearn._loss._loss.CyHalfSquaredError",
+        "sklearn._loss.link.IdentityLink",
+        "sklearn._loss.link.Interval",
+        "sklearn._loss.link.LogitLink",
+        "sklearn._loss.loss.AbsoluteError",
+        "sklearn._loss.loss.HalfBinomialLoss",
+        "sklearn._loss.loss.HalfSquaredError",
+        "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
+        "sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoostingClassifier",
+        "sklearn.ensemble._hist_gradient_boosting.gradient_boosting.HistGradientBoostingRegressor",
+        "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+        "sklearn.impute._base.SimpleImputer",
+        "sklearn.linear_model._logistic.LogisticRegression",
+        "sklearn.linear_model._ridge.Ridge",
+        "sklearn.pipeline.Pipeline",
+        "sklearn.preprocessing._data.StandardScaler",
+        "sklearn.preprocessing._label.LabelEncoder",
+    }
 )
 
 
@@ -105,14 +124,14 @@ class SklearnClassifier(_Sklearn):
     """Predicts the probability of the positive class."""
 
     task = "classification"
-    estimators = {"boosting": "HistGradientBoostingClassifier", "linear": "LogisticRegression"}
+    estimators: ClassVar = {"boosting": "HistGradientBoostingClassifier", "linear": "LogisticRegression"}
 
 
 class SklearnRegressor(_Sklearn):
     """Predicts a value."""
 
     task = "regression"
-    estimators = {"boosting": "HistGradientBoostingRegressor", "linear": "Ridge"}
+    estimators: ClassVar = {"boosting": "HistGradientBoostingRegressor", "linear": "Ridge"}
 
 
 def _without_empty_columns(x: np.ndarray) -> np.ndarray:

@@ -50,7 +50,7 @@ def predictions(trainer: Trainer, directory: Path, seed: int = 3) -> np.ndarray:
 @every_trainer
 def test_a_saved_model_predicts_what_was_learned(trainer: Trainer, tmp_path: Path) -> None:
     """After save and load, the model knows the problem: float64 of shape (n,), NaN accepted, all finite."""
-    x, y = rows(trainer.task)
+    _, y = rows(trainer.task)
     guess = predictions(trainer, tmp_path)
     assert guess.shape == y.shape and guess.dtype == np.float64 and np.isfinite(guess).all()
     assert np.corrcoef(guess, y)[0, 1] > 0.6

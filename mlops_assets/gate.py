@@ -1,0 +1,157 @@
+"""What a candidate must show before it may become champion: verdicts on its holdout predictions.
+
+Pure: rows and a gate in, verdicts out. Both models are judged on the very same rows, and a refusal
+always says by how much.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets.metrics import METRICS, Metric, MetricError
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from mlops_assets.declarations import Gate
+    from mlops_assets.input_schema import InputSchema
+    from mlops_assets.trainers import Predictor
+
+PREDICTION = "prediction"
+CHAMPION = "champion_prediction"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim about a candidate: whether it holds, in words, and the numbers behind the words."""
+
+    name: str
+    passed: bool
+    reason: str
+    numbers: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The rows where `column` is `value`, and the metric on them."""
+
+    column: str
+    value: str
+    rows: int
+    metric: float
+
+
+def judge(gate: Gate, label: str, holdout: pl.DataFrame, latency_ms: float) -> list[Verdict]:
+    """Every verdict of the gate on a holdout with the columns `label`, `prediction` and the gate's slices.
+
+    The column `champion_prediction` holds what the champion says of the same rows; there is none when
+    there is no champion. `latency_ms` is the median time of a one-row prediction.
+    """
+    metric = METRICS[gate.metric]
+    return [
+        clears_floor(gate, metric, _measured(metric, holdout, label, PREDICTION)),
+        beats_champion(gate, metric, holdout, label),
+        worst_slice(gate, metric, holdout, label),
+        predicts_in_time(gate, latency_ms),
+    ]
+
+
+def clears_floor(gate: Gate, metric: Metric, value: float) -> Verdict:
+    floor = gate.at_least if gate.at_least is not None else gate.at_most
+    assert floor is not None, "a Gate has one of at_least and at_most"
+    words = "at least" if metric.higher_is_better else "at most"
+    return Verdict(
+        "clears_floor",
+        metric.gain(value, floor) >= 0,
+        f"{metric.name} is {value:.4f}; wanted {words} {floor:g}",
+        {"candidate": value, "floor": floor},
+    )
+
+
+def beats_champion(gate: Gate, metric: Metric, holdout: pl.DataFrame, label: str) -> Verdict:
+    """Better than the champion on the same rows by the gate's margin; passes when there is nothing to beat."""
+    name = "beats_champion"
+    if gate.beats_champion_by is None:
+        return Verdict(name, True, "the gate does not ask for it")
+    if CHAMPION not in holdout.columns:
+        return Verdict(name, True, "there is no champion yet")
+    candidate, champion = (_measured(metric, holdout, label, column) for column in (PREDICTION, CHAMPION))
+    gain = metric.gain(candidate, champion)
+    return Verdict(
+        name,
+        gain >= gate.beats_champion_by,
+        f"{metric.name} is {candidate:.4f} and the champion's {champion:.4f} on the same {holdout.height} rows: "
+        f"better by {gain:+.4f}, wanted {gate.beats_champion_by:+g}",
+        {"candidate": candidate, "champion": champion, "gain": gain, "margin": gate.beats_champion_by},
+    )
+
+
+def worst_slice(gate: Gate, metric: Metric, holdout: pl.DataFrame, label: str) -> Verdict:
+    """No slice of enough rows is worse than the whole by more than the tolerance, a share of the whole's metric."""
+    name, whole = "worst_slice", _measured(metric, holdout, label, PREDICTION)
+    slices = [found for column in gate.slices for found in _slices(metric, holdout, label, column, gate.slice_min_rows)]
+    if not slices:
+        return Verdict(
+            name, True, f"no slice of {', '.join(gate.slices) or 'nothing'} has {gate.slice_min_rows} usable rows"
+        )
+    worst = min(slices, key=lambda found: metric.gain(found.metric, whole))
+    loss, allowed = -metric.gain(worst.metric, whole), gate.slice_tolerance * abs(whole)
+    return Verdict(
+        name,
+        loss <= allowed,
+        f"{metric.name} is {worst.metric:.4f} where {worst.column} is {worst.value} ({worst.rows} rows) "
+        f"and {whole:.4f} on the whole: worse by {loss:+.4f}, allowed {allowed:.4f}",
+        {
+            "worst": worst.metric,
+            "whole": whole,
+            "loss": loss,
+            "allowed": allowed,
+            "rows": worst.rows,
+            "slices": len(slices),
+        },
+    )
+
+
+def predicts_in_time(gate: Gate, latency_ms: float) -> Verdict:
+    return Verdict(
+        "latency",
+        latency_ms <= gate.latency_ms,
+        f"one row takes {latency_ms:.3f} ms (median); allowed {gate.latency_ms:g} ms",
+        {"latency_ms": latency_ms, "allowed_ms": gate.latency_ms},
+    )
+
+
+def measure_latency(predictor: Predictor, schema: InputSchema, rows: Sequence[Sequence[Any]], rounds: int = 5) -> float:
+    """The median milliseconds to encode and predict one row, over `rounds` passes through `rows`; the first warms up."""
+    if not rows:
+        raise ValueError("Latency needs at least one row to predict. Give some rows of the holdout.")
+    times = []
+    for _ in range(rounds + 1):
+        for row in rows:
+            started = time.perf_counter()
+            predictor(schema.encode([row]))
+            times.append(time.perf_counter() - started)
+    return median(times[len(rows) :]) * 1000
+
+
+def _measured(metric: Metric, rows: pl.DataFrame, label: str, column: str) -> float:
+    import polars as pl
+
+    return metric.compute(rows[label].cast(pl.Float64).to_numpy(), rows[column].to_numpy())
+
+
+def _slices(metric: Metric, holdout: pl.DataFrame, label: str, column: str, min_rows: int) -> list[Slice]:
+    """The slices by one column that hold enough rows for the metric; one class alone has no ranking to judge."""
+    found = []
+    for (value,), rows in holdout.group_by(column, maintain_order=True):
+        if rows.height < min_rows:
+            continue
+        try:
+            found.append(Slice(column, str(value), rows.height, _measured(metric, rows, label, PREDICTION)))
+        except MetricError:
+            continue
+    return found

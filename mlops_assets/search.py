@@ -1,0 +1,95 @@
+"""Hyperparameter search: draw, judge, write down, keep the best. Optuna's TPE, seeded, in memory.
+
+Every trial that starts is a line of the journal when it ends, also the one that fails; the journal is
+what becomes child runs in MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from mlops_assets.metrics import Metric, better
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One set of parameters: what was drawn, what fitting learned, and its metrics on the validation rows."""
+
+    params: dict[str, Any]
+    learned: dict[str, Any]
+    metrics: dict[str, float]
+
+
+Judge = Callable[[dict[str, Any]], Judged]
+
+
+def best_trial(search: Mapping[str, Any], metric: Metric, judge: Judge, journal: Path) -> Judged:
+    """The best of `search["trials"]` draws from `search["space"]`; of equals, the first.
+
+    One trial, or an empty space, judges the trainer's own parameters. Each line of `journal` holds
+    number, params, value, state (COMPLETE or FAIL), started_at, seconds. A failing trial ends the search
+    with its own error.
+    """
+    ask, tell = _study(search, metric)
+    trials = search["trials"] if search["space"] else 1
+    journal.unlink(missing_ok=True)
+    best = _trial(0, ask(), metric, judge, journal, tell)
+    for number in range(1, trials):
+        judged = _trial(number, ask(), metric, judge, journal, tell)
+        if better(metric, judged.metrics[metric.name], best.metrics[metric.name]):
+            best = judged
+    return best
+
+
+def _trial(
+    number: int, params: dict[str, Any], metric: Metric, judge: Judge, journal: Path, tell: Callable[[float], None]
+) -> Judged:
+    line: dict[str, Any] = {"number": number, "params": params, "value": None, "state": "FAIL"}
+    line["started_at"], clock = datetime.now(UTC).isoformat(), time.monotonic()
+    try:
+        judged = judge(params)
+        line |= {"value": judged.metrics[metric.name], "state": "COMPLETE"}
+    finally:
+        line["seconds"] = time.monotonic() - clock
+        with journal.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+    tell(line["value"])
+    logger.info("trial %s: %s %.5f in %.1f s %s", number, metric.name, line["value"], line["seconds"], params)
+    return judged
+
+
+def _study(search: Mapping[str, Any], metric: Metric) -> tuple[Callable[[], dict[str, Any]], Callable[[float], None]]:
+    """How to ask for the next parameters, and how to tell what they were worth."""
+    if search["trials"] == 1 or not search["space"]:
+        return dict, lambda value: None
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=search["seed"])
+    study = optuna.create_study(sampler=sampler, direction="maximize" if metric.higher_is_better else "minimize")
+    asked: list[optuna.Trial] = []
+
+    def ask() -> dict[str, Any]:
+        asked.append(study.ask())
+        return {name: _drawn(asked[-1], name, domain) for name, domain in search["space"].items()}
+
+    def tell(value: float) -> None:
+        study.tell(asked[-1], value)
+
+    return ask, tell
+
+
+def _drawn(trial: Any, name: str, domain: Mapping[str, Any]) -> Any:
+    if domain["kind"] == "choice":
+        return trial.suggest_categorical(name, domain["choices"])
+    suggest = trial.suggest_int if domain["kind"] == "int" else trial.suggest_float
+    return suggest(name, domain["low"], domain["high"], log=domain["log"])

@@ -1,0 +1,310 @@
+"""Training as pure work: JSON in, JSON out, files by path; what the compute resource carries elsewhere.
+
+The rows before the cutoff are cut into train | validation | holdout, in time order. The search sees
+train and validation; the holdout is predicted once, by the model as it was saved and loaded again, so
+that what is judged is what will be served. A row at or after the cutoff is never read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from mlops_assets.fields import Field
+from mlops_assets.input_schema import InputSchema
+from mlops_assets.metrics import METRICS, metrics_of
+from mlops_assets.search import Judged, best_trial
+from mlops_assets.trainers import Trainer, load_predictor, trainer_named
+
+if TYPE_CHECKING:
+    import numpy as np
+    import polars as pl
+
+    from mlops_assets.declarations import ModelPipeline, Search
+
+EVENT_TIMESTAMP = "event_timestamp"
+PREDICTION = "prediction"
+GOLDEN_ROWS = 20
+BASELINE_ROWS = 20_000
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingDataError(ValueError):
+    """The training set cannot train this model."""
+
+    @classmethod
+    def of(cls, model: str, what: str, problem: str, fix: str) -> Self:
+        return cls(f"Training {model}: {what} {problem}. {fix}")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The rows of a training set by what they are for, each in time order."""
+
+    train: pl.DataFrame
+    validation: pl.DataFrame
+    holdout: pl.DataFrame
+
+    @property
+    def by_name(self) -> dict[str, pl.DataFrame]:
+        return {"train": self.train, "validation": self.validation, "holdout": self.holdout}
+
+    @property
+    def learnable(self) -> pl.DataFrame:
+        """Everything but the holdout: what the final model is fitted on."""
+        import polars as pl
+
+        return pl.concat([self.train, self.validation])
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be trained, read from the arguments and judged: nothing here is empty or unusable."""
+
+    arguments: Mapping[str, Any]
+    trainer: Trainer
+    parts: Parts
+    schema: InputSchema
+
+    @classmethod
+    def of(cls, arguments: Mapping[str, Any]) -> Self:
+        import polars as pl
+
+        trainer = trainer_named(arguments["trainer"]["name"], **arguments["trainer"]["params"])
+        frame = pl.read_parquet(arguments["training_set"])
+        _refuse_missing_columns(arguments, frame.columns)
+        parts = split(frame, arguments)
+        _refuse_unusable_labels(arguments, parts, trainer)
+        return cls(arguments, trainer, parts, InputSchema.fit(parts.train, _fields(arguments["fields"])))
+
+    @property
+    def seed(self) -> int:
+        seed: int = self.arguments["search"]["seed"]
+        return seed
+
+    def x(self, frame: pl.DataFrame) -> np.ndarray:
+        return self.schema.encode_frame(frame)
+
+    def y(self, frame: pl.DataFrame) -> np.ndarray:
+        import polars as pl
+
+        return frame[self.arguments["label"]].cast(pl.Float64).to_numpy()
+
+    def metrics(self, frame: pl.DataFrame, predictions: np.ndarray) -> dict[str, float]:
+        """Every metric that the trainer's task has."""
+        truth = self.y(frame)
+        return {metric.name: metric.compute(truth, predictions) for metric in metrics_of(self.trainer.task)}
+
+
+def training_arguments(pipeline: ModelPipeline, cutoff: datetime, training_set: Path, out: Path) -> dict[str, Any]:
+    """What `train` needs to know of a pipeline, as JSON. `cutoff` is an instant with a zone."""
+    times, trainer = pipeline.split, pipeline.trainer
+    return {
+        "model": pipeline.id,
+        "training_set": str(training_set),
+        "out": str(out),
+        "key": pipeline.labels.key,
+        "label": pipeline.label,
+        "fields": [{"name": name} | asdict(field) for name, field in pipeline.input_fields.items()],
+        "slices": list(pipeline.gate.slices),
+        "trainer": {"name": type(trainer).__name__, "params": dict(trainer.params)},
+        "split": {
+            "cutoff": cutoff.astimezone(UTC).isoformat(),
+            "holdout_seconds": times.holdout.total_seconds(),
+            "validation_seconds": times.validation.total_seconds(),
+            "window_seconds": times.window.total_seconds() if times.window else None,
+        },
+        "search": _search_document(pipeline.search),
+        "metric": pipeline.gate.metric,
+    }
+
+
+def train(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Search, fit, judge and write one release bundle, as `training_arguments` says.
+
+    Writes `<out>/trials.jsonl` (a line a trial, as it ends), `<out>/holdout.parquet` (key,
+    event_timestamp, label, slices, inputs, prediction) and `<out>/bundle/`; the last two only when all
+    went well. Raises TrainingDataError, InputError, MetricError or the trainer's own errors.
+    """
+    started = time.monotonic()
+    out = Path(arguments["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    task = Task.of(arguments)
+    metric, rows = METRICS[arguments["metric"]], {name: part.height for name, part in task.parts.by_name.items()}
+    logger.info("%s: %s rows, %s inputs, %s", arguments["model"], rows, len(task.schema.columns), task.trainer)
+    best = best_trial(arguments["search"], metric, lambda params: _judge(task, params), out / "trials.jsonl")
+    searched = time.monotonic()
+    learnable = task.parts.learnable
+    model = task.trainer.fit(task.x(learnable), task.y(learnable), None, None, best.params | best.learned, task.seed)
+    fitted = time.monotonic()
+    predictions = _publish(task, model, out)
+    metrics = {"holdout": task.metrics(task.parts.holdout, predictions), "validation": best.metrics}
+    logger.info("%s: %s %.5f on the holdout", arguments["model"], metric.name, metrics["holdout"][metric.name])
+    return {
+        "model": arguments["model"],
+        "framework": task.trainer.framework,
+        "task": task.trainer.task,
+        "best_params": best.params,
+        "params": {**task.trainer.params, **best.params, **best.learned},
+        "metric": {"name": metric.name} | {part: values[metric.name] for part, values in metrics.items()},
+        "metrics": metrics,
+        "rows": rows,
+        "seconds": {"search": searched - started, "fit": fitted - searched, "total": time.monotonic() - started},
+        "importance": dict(zip(task.schema.names, task.trainer.importance(model), strict=False)),
+        "bundle": str(out / "bundle"),
+        "holdout": str(out / "holdout.parquet"),
+        "trials": str(out / "trials.jsonl"),
+    }
+
+
+def split(frame: pl.DataFrame, arguments: Mapping[str, Any]) -> Parts:
+    """[start, v) train, [v, h) validation, [h, cutoff) holdout, by event_timestamp; other rows are in no part."""
+    import polars as pl
+
+    times = arguments["split"]
+    cutoff = datetime.fromisoformat(times["cutoff"])
+    holdout = cutoff - timedelta(seconds=times["holdout_seconds"])
+    validation = holdout - timedelta(seconds=times["validation_seconds"])
+    at, window = pl.col(EVENT_TIMESTAMP), times["window_seconds"]
+    # ties in time are ordered by key, so that the same rows give the same model in any order
+    past = frame.filter(at < cutoff).sort(EVENT_TIMESTAMP, arguments["key"])
+    recent = past.filter(at >= cutoff - timedelta(seconds=window)) if window else past
+    return Parts(
+        recent.filter(at < validation), recent.filter(at >= validation, at < holdout), recent.filter(at >= holdout)
+    )
+
+
+def evaluate(bundle: Path, frame: pl.DataFrame) -> pl.Series:
+    """What a complete bundle (one with its manifest) predicts for the rows of `frame`: Float64, named `prediction`.
+
+    `frame` holds the bundle's input columns by name, as `holdout.parquet` does for a bundle with the same inputs.
+    """
+    import polars as pl
+
+    framework = json.loads((bundle / "manifest.json").read_text())["framework"]
+    schema = InputSchema.from_json(json.loads((bundle / "schema.json").read_text()))
+    return pl.Series(PREDICTION, load_predictor(framework, bundle / "model")(schema.encode_frame(frame)))
+
+
+def _judge(task: Task, params: dict[str, Any]) -> Judged:
+    """Fit on the train rows with early stopping, and judge by the model's saved file on the validation rows."""
+    train, valid = task.parts.train, task.parts.validation
+    x_valid = task.x(valid)
+    model = task.trainer.fit(task.x(train), task.y(train), x_valid, task.y(valid), params, task.seed)
+    with tempfile.TemporaryDirectory() as scratch:
+        task.trainer.save(model, Path(scratch))
+        predictions = load_predictor(task.trainer.framework, Path(scratch))(x_valid)
+    return Judged(params, task.trainer.learned(model), task.metrics(valid, predictions))
+
+
+def _publish(task: Task, model: Any, out: Path) -> np.ndarray:
+    """Write the bundle beside, then rename; then the holdout's predictions, which are returned."""
+    import polars as pl
+
+    beside = out / "bundle.partial"
+    shutil.rmtree(beside, ignore_errors=True)
+    task.trainer.save(model, beside / "model")
+    predict = load_predictor(task.trainer.framework, beside / "model")
+    _write_json(beside / "schema.json", task.schema.to_json())
+    _write_json(beside / "golden.json", _golden(task, predict))
+    _baseline(task, predict).write_parquet(beside / "baseline.parquet")
+    predictions = predict(task.x(task.parts.holdout))
+    columns = _holdout_columns(task.arguments)
+    holdout = task.parts.holdout.select(columns).with_columns(pl.Series(PREDICTION, predictions))
+    holdout.write_parquet(out / "holdout.parquet.partial")
+    shutil.rmtree(out / "bundle", ignore_errors=True)
+    beside.rename(out / "bundle")
+    (out / "holdout.parquet.partial").rename(out / "holdout.parquet")
+    return predictions
+
+
+def _golden(task: Task, predict: Any) -> dict[str, Any]:
+    """A few rows of the holdout, evenly spread, and what the model says of them; the endpoint must say the same."""
+    import polars.selectors as cs
+
+    holdout = task.parts.holdout
+    frame = holdout.gather_every(max(1, holdout.height // GOLDEN_ROWS)).head(GOLDEN_ROWS).select(task.schema.names)
+    rows = [list(row) for row in frame.with_columns(cs.float().fill_nan(None)).rows()]
+    return {"rows": rows, "predictions": predict(task.schema.encode(rows)).tolist()}
+
+
+def _baseline(task: Task, predict: Any) -> pl.DataFrame:
+    """A bounded sample of what the model learned from, with its predictions: drift is measured against it."""
+    import polars as pl
+
+    rows = task.parts.learnable.select(task.schema.names)
+    sample = rows.sample(min(BASELINE_ROWS, rows.height), seed=task.seed)
+    return sample.with_columns(pl.Series(PREDICTION, predict(task.x(sample))))
+
+
+def _holdout_columns(arguments: Mapping[str, Any]) -> list[str]:
+    inputs = [field["name"] for field in arguments["fields"]]
+    return list(dict.fromkeys([arguments["key"], EVENT_TIMESTAMP, arguments["label"], *arguments["slices"], *inputs]))
+
+
+def _refuse_missing_columns(arguments: Mapping[str, Any], columns: Sequence[str]) -> None:
+    if missing := [name for name in _holdout_columns(arguments) if name not in columns]:
+        raise TrainingDataError.of(
+            arguments["model"],
+            f"training set {arguments['training_set']}",
+            f"lacks the columns {', '.join(missing)} (it has: {', '.join(columns)})",
+            "Materialize the training set again, or mend the declaration.",
+        )
+
+
+def _refuse_unusable_labels(arguments: Mapping[str, Any], parts: Parts, trainer: Trainer) -> None:
+    """Every part has rows, every label a value, and a classifier's labels both classes."""
+    for name, part in parts.by_name.items():
+        problem = _label_problem(part[arguments["label"]], trainer)
+        if problem:
+            raise TrainingDataError.of(
+                arguments["model"],
+                f"the {name} part ({part.height} rows before {arguments['split']['cutoff']})",
+                problem,
+                "Change the cutoff or the split, or mend the labels.",
+            )
+
+
+def _label_problem(label: pl.Series, trainer: Trainer) -> str | None:
+    import polars as pl
+
+    if label.is_empty():
+        return "is empty"
+    if not (label.dtype.is_numeric() or label.dtype == pl.Boolean):
+        return f"has the label {label.name!r} as {label.dtype}, not a number or a Boolean"
+    values = label.cast(pl.Float64)
+    if unusable := values.len() - int(values.is_finite().fill_null(False).sum()):
+        return f"has {unusable} labels {label.name!r} that are null, NaN or infinite"
+    classes = values.unique().sort().to_list()
+    if trainer.task == "classification" and classes != [0.0, 1.0]:
+        return f"has the classes {classes[:5]} in label {label.name!r}, not both 0 and 1"
+    return None
+
+
+def _fields(documents: Sequence[Mapping[str, Any]]) -> dict[str, Field]:
+    return {item["name"]: Field(**{key: value for key, value in item.items() if key != "name"}) for item in documents}
+
+
+def _search_document(search: Search) -> dict[str, Any]:
+    space = {name: _domain(value) for name, value in search.space.items()}
+    return {"trials": search.trials, "seed": search.seed, "space": space}
+
+
+def _domain(value: Any) -> dict[str, Any]:
+    if hasattr(value, "low"):
+        kind = "int" if type(value).__name__ == "IntRange" else "float"
+        return {"kind": kind, "low": value.low, "high": value.high, "log": value.log}
+    return {"kind": "choice", "choices": list(value)}
+
+
+def _write_json(path: Path, document: Any) -> None:
+    path.write_text(json.dumps(document, allow_nan=False))

@@ -1,0 +1,28 @@
+"""This process: the work runs here and now. Training uses every core by itself, so that a fork would gain nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from resources.compute import EntrypointError
+
+
+def run(entrypoint: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    module, _, name = entrypoint.partition(":")
+    if not name or not _exists(module):
+        raise EntrypointError.of(entrypoint, "names no module and function", "Write it as package.module:function.")
+    function = getattr(import_module(module), name, None)
+    if not callable(function):
+        raise EntrypointError.of(entrypoint, f"names nothing to call in {module}", "Name a function of that module.")
+    result: dict[str, Any] = function(arguments)
+    return result
+
+
+def _exists(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ModuleNotFoundError, ValueError):
+        return False
