@@ -140,7 +140,7 @@ def rollout_sensor(
         description=f"Advances the canary of {model_id} step by step, or rolls it back.",
         tags={"mlops/model": model_id},
     )
-    def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
+    def sensor(_context: dg.SensorEvaluationContext) -> dg.SensorResult:
         record = releases.read(model_id)
         if record is None or record.challenger is None:
             return dg.SensorResult(skip_reason=f"{model_id}: no canary is running")

@@ -41,10 +41,10 @@ def failed_assets(context: dg.RunFailureSensorContext) -> list[str]:
 
 
 def error_line(context: dg.RunFailureSensorContext) -> str:
-    """The first line of the innermost error; Dagster's own message where a run failed outside a step."""
+    """The first line of what the code raised, inside Dagster's wrappers; Dagster's message where no step failed."""
     errors = [event.step_failure_data.error for event in context.get_step_failure_events()]
     error = next((error for error in errors if error), None)
-    while error and error.cause:
+    while error and error.cause and (error.cls_name or "").startswith("Dagster"):
         error = error.cause
     message = error.message if error else context.failure_event.message
     return (message or "").strip().partition("\n")[0] or "no message"

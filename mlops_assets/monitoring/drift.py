@@ -43,7 +43,7 @@ class IncomparableColumnsError(ValueError):
     def missing(cls, columns: Iterable[str], known: Iterable[str]) -> Self:
         return cls(
             f"The current frame lacks {', '.join(columns)} of the reference (it has: {', '.join(known)}). "
-            "Select the model's inputs from the same release as the baseline."
+            "Compare inputs of the release that the baseline belongs to."
         )
 
     @classmethod
@@ -165,6 +165,7 @@ def drift(
 
 def column_drift(reference: pl.Series, current: pl.Series, limit: float = 0.2, min_rows: int = 500) -> ColumnDrift:
     """One column's PSI; drifted at `limit` or above, given at least `min_rows` values on both sides."""
+    reference, current = _typed(reference, current), _typed(current, reference)
     if _nature(reference) != _nature(current):
         raise IncomparableColumnsError.mixed(reference.name, reference.dtype, current.dtype)
     past, now = present(reference), present(current)
@@ -188,10 +189,15 @@ def kind_of(current: pl.Series) -> Kind:
     return "numeric" if current.dtype.is_float() else "categorical"
 
 
+def _typed(column: pl.Series, like: pl.Series) -> pl.Series:
+    """A column read from JSON that holds nothing but nulls has no type of its own."""
+    return column.cast(like.dtype) if column.dtype == pl.Null else column
+
+
 def _nature(column: pl.Series) -> Literal["number", "flag", "text"]:
     if column.dtype.is_numeric():
         return "number"
-    if column.dtype in (pl.Boolean, pl.String, pl.Categorical, pl.Enum):
+    if column.dtype in (pl.Boolean, pl.String, pl.Categorical, pl.Enum, pl.Null):
         return "flag" if column.dtype == pl.Boolean else "text"
     raise IncomparableColumnsError.unknown(column.name, column.dtype)
 

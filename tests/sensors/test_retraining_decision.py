@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -25,6 +26,10 @@ class Limits:
     min_rows: int = 500
 
 
+FRESH = Memory()
+LIMITS = Limits()
+
+
 def drift(day: date, failed: bool = True, rows: int = 9_000, verdict: str | None = None) -> Signal:
     return Signal("drift", day, not failed, verdict or ("drift" if failed else "stable"), rows)
 
@@ -37,8 +42,8 @@ def decide(
     *signals: Signal,
     trained: datetime | None = None,
     running: str | None = None,
-    memory: Memory = Memory(),
-    limits: Limits = Limits(),
+    memory: Memory = FRESH,
+    limits: Limits = LIMITS,
 ) -> Decision:
     return retraining_decision(MODEL, signals, MONDAYS, limits, trained=trained, running=running, memory=memory)
 
@@ -85,7 +90,7 @@ def test_the_newest_report_counts_not_the_newest_evaluation() -> None:
 
 
 def test_one_request_an_episode() -> None:
-    """Days that go on failing after a request are the same episode, across a new cutoff too, until the cooldown ends."""
+    """Days that go on failing after a request are the same episode, across a new cutoff too."""
     asked = decide(drift(date(2013, 7, 13)))
     assert (asked.retrain, asked.cutoff) == (True, "2013-07-08")
     later = [decide(drift(date(2013, 7, 13) + timedelta(n)), memory=asked.memory) for n in range(8)]
@@ -156,7 +161,7 @@ def test_any_history_keeps_the_rules(reports: list[Signal], busy: list[bool], co
     for decision in yes:
         assert decision.cutoff and decision.day and MONDAYS[decision.cutoff] <= known_until(decision.day)
         assert all("(4" not in reason for reason in decision.reasons), "never on fewer than 500 rows"
-    for one, other in zip(yes, yes[1:], strict=False):
+    for one, other in pairwise(yes):
         assert one.day and other.day and other.day - one.day >= limits.cooldown
         assert MONDAYS[other.cutoff or ""] > MONDAYS[one.cutoff or ""]
 

@@ -50,8 +50,8 @@ def test_a_performance_report_of_each_task(task: str, tmp_path: Path) -> None:
     """Probabilities against flags, values against values."""
     rng = np.random.default_rng(4)
     prediction = rng.random(ROWS)
-    truth = prediction + rng.normal(0, 0.3, ROWS)
-    truth = truth > 0.5 if task == "classification" else truth
+    value = prediction + rng.normal(0, 0.3, ROWS)
+    truth = value > 0.5 if task == "classification" else value
     path = write_performance_report(tmp_path / "p.html", pl.Series(truth), pl.Series(prediction), task, sample=500)  # type: ignore[arg-type]
     page = path.read_text()
     assert "500 of 3,000 rows" in page

@@ -28,7 +28,12 @@ TIMES = pl.Datetime("us", "UTC")
 
 
 def labels(*rows: tuple[str, datetime, datetime | None, bool | None]) -> pl.DataFrame:
-    schema = {"flight_id": pl.String, "event_timestamp": TIMES, "label_known_at": TIMES, "late": pl.Boolean}
+    schema: dict[str, pl.DataType | type[pl.DataType]] = {
+        "flight_id": pl.String,
+        "event_timestamp": TIMES,
+        "label_known_at": TIMES,
+        "late": pl.Boolean,
+    }
     return pl.DataFrame(list(rows), schema=schema, orient="row")
 
 
