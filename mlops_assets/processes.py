@@ -45,7 +45,7 @@ class NoFreePortError(RuntimeError):
 
     @classmethod
     def of(cls, first: int, last: int) -> Self:
-        return cls(f"No port of {first} to {last} is free on {LOOPBACK}. Stop what listens there or choose another one.")
+        return cls(f"No port of {first} to {last} is free on {LOOPBACK}. Stop what listens there, or choose another.")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ class Running:
 
     def require_in_time(self) -> None:
         if time.monotonic() - self.started > self.service.ready_within:
-            raise ServiceFailedError.of(self.service.name, f"was not ready in {self.service.ready_within:g} s", self.log)
+            what = f"was not ready in {self.service.ready_within:g} s"
+            raise ServiceFailedError.of(self.service.name, what, self.log)
 
     def __str__(self) -> str:
         return f"{self.service.name:<10} {self.service.url or 'running':<24} log: {self.log}"
@@ -94,7 +95,7 @@ def answers(url: str) -> bool:
     from urllib.request import urlopen
 
     try:
-        with urlopen(url, timeout=5) as response:
+        with urlopen(url, timeout=5) as response:  # noqa: S310  the address is our own
             return int(response.status) < 500
     except HTTPError as error:
         return error.code < 500

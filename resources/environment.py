@@ -39,9 +39,13 @@ class MissingSettingsError(ValueError):
     """An environment's servers are not, or not rightly, named."""
 
     @classmethod
-    def of(cls, name: str, settings: Sequence[Setting]) -> Self:
+    def of(cls, settings: Sequence[Setting]) -> Self:
         lines = [f"  {setting.variable}={setting.example}    # {setting.meaning}" for setting in settings]
-        return cls("\n".join([f"MLOPS_ENV={name} needs these variables, missing or of another form. Set:", *lines]))
+        return cls(
+            "\n".join(
+                ["A deployed environment (MLOPS_ENV) needs these variables, missing or of another form. Set:", *lines]
+            )
+        )
 
 
 @dataclass(frozen=True)
@@ -87,10 +91,10 @@ def home() -> Path:
     return Path(given).expanduser().resolve() if given else PROJECT / ".mlops"
 
 
-def settings(name: EnvironmentName) -> dict[str, str]:
+def settings() -> dict[str, str]:
     """The addresses of a deployed environment by variable; MissingSettingsError names all that are amiss."""
     if missing := [setting for setting in SETTINGS if not setting.fits]:
-        raise MissingSettingsError.of(name, missing)
+        raise MissingSettingsError.of(missing)
     return {setting.variable: os.environ[setting.variable].rstrip("/") for setting in SETTINGS}
 
 
@@ -116,7 +120,7 @@ def prepare_home() -> Path:
 def _dagster_yaml(name: EnvironmentName) -> str:
     if name in ("local", "test"):
         return (PROJECT / "deployment" / "local" / "dagster.yaml").read_text()
-    store = urlsplit(settings(name)[S3.variable])
+    store = urlsplit(settings()[S3.variable])
     template = Template((PROJECT / "deployment" / "production" / "dagster.yaml").read_text())
     return template.substitute(bucket=store.netloc, prefix=f"{store.path}/compute_logs".lstrip("/"))
 
@@ -132,10 +136,10 @@ def _install(path: Path, content: str) -> None:
 def resources_for(name: EnvironmentName | None = None) -> dict[str, Any]:
     """The resources of an environment (default: the one named by MLOPS_ENV), by the keys that assets ask for."""
     name = name or environment()
-    return FACTORIES[name](name)
+    return FACTORIES[name]()
 
 
-def _embedded(name: EnvironmentName) -> dict[str, Any]:
+def _embedded() -> dict[str, Any]:
     """Everything under MLOPS_HOME: SQLite, files, no server."""
     from resources.bentos import BentoStore
     from resources.lake import Lake, ParquetIOManager
@@ -150,16 +154,16 @@ def _embedded(name: EnvironmentName) -> dict[str, Any]:
     }
 
 
-def _deployed(name: EnvironmentName) -> dict[str, Any]:
+def _deployed() -> dict[str, Any]:
     """Servers of the environment's own; releases and Bentos lie on the volume mounted at MLOPS_HOME."""
     from resources.lake import Lake, ParquetIOManager
 
-    address = settings(name)
+    address = settings()
     lake = Lake(root=f"{address[S3.variable]}/lake")
-    return {**_embedded(name), "lake": lake, "io_manager": ParquetIOManager(lake=lake)}
+    return {**_embedded(), "lake": lake, "io_manager": ParquetIOManager(lake=lake)}
 
 
-FACTORIES: Mapping[EnvironmentName, Callable[[EnvironmentName], dict[str, Any]]] = {
+FACTORIES: Mapping[EnvironmentName, Callable[[], dict[str, Any]]] = {
     "local": _embedded,
     "test": _embedded,
     "staging": _deployed,

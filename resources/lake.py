@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, unquote
 from uuid import uuid4
@@ -139,7 +140,7 @@ def _asset_key(key: Key) -> dg.AssetKey:
     return dg.AssetKey.from_user_string(key) if isinstance(key, str) else dg.AssetKey.from_coercible(key)
 
 
-class Lake(dg.ConfigurableResource):
+class Lake(dg.ConfigurableResource["Lake"]):
     """Tables as Parquet files, found by asset key and partition key.
 
     `root` is a directory or an `s3://` URL; None is `lake/` under MLOPS_HOME.
@@ -191,8 +192,8 @@ class Lake(dg.ConfigurableResource):
     def _directory(self, key: Key) -> UPath:
         root = str(self.root or home() / "lake")
         # s3fs remembers listings for ever, and would not see what another process published
-        options = {"use_listings_cache": False} if root.startswith("s3://") else {}
-        return UPath(root, **options).joinpath(*_asset_key(key).path)
+        base = UPath(root, use_listings_cache=False) if root.startswith("s3://") else UPath(root)
+        return base.joinpath(*_asset_key(key).path)
 
     def _scan(self, paths: Sequence[UPath]) -> pl.LazyFrame:
         import polars as pl
@@ -224,10 +225,10 @@ def _publish(frame: pl.DataFrame, path: UPath) -> None:
         frame.write_parquet(content)
         path.write_bytes(content.getvalue())
         return
-    beside = path.with_name(f".{path.stem}.{uuid4().hex}.tmp")
+    beside = Path(str(path.parent), f".{path.stem}.{uuid4().hex}.tmp")
     try:
-        frame.write_parquet(str(beside))
-        os.replace(beside, path)
+        frame.write_parquet(beside)
+        os.replace(beside, str(path))
     finally:
         beside.unlink(missing_ok=True)
 
@@ -265,7 +266,9 @@ class ParquetIOManager(dg.ConfigurableIOManager):
     def load_input(self, context: dg.InputContext) -> pl.LazyFrame:
         asked = list(context.asset_partition_keys) if context.has_asset_partitions else [UNPARTITIONED]
         if holes := _holes(asked, self.lake.partitions(context.asset_key)):
-            context.log.warning(f"Read '{context.asset_key.to_user_string()}' without {_few(holes)}: not materialized.")
+            context.log.warning(
+                "Read '%s' without %s: not materialized.", context.asset_key.to_user_string(), _few(holes)
+            )
         return self.lake.scan(context.asset_key, asked)
 
 
@@ -322,7 +325,8 @@ def _utc(moment: datetime) -> datetime:
 
 def _report(context: dg.OutputContext, frames: Mapping[str, pl.DataFrame], paths: Mapping[str, UPath]) -> None:
     facts = dict(zip(frames, _together(lambda name: _facts(frames[name], paths[name]), frames), strict=True))
-    schema = {} if "dagster/column_schema" in context.definition_metadata else _column_schema(next(iter(frames.values())))
+    declared = "dagster/column_schema" in context.definition_metadata
+    schema = {} if declared else _column_schema(next(iter(frames.values())))
     if len(facts) == 1:
         context.add_output_metadata({**schema, **next(iter(facts.values()))})
         return

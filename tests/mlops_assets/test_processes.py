@@ -29,7 +29,11 @@ from resources.environment import PROJECT
 NOTE = "import os, pathlib, signal, sys, time; pathlib.Path(sys.argv[1], str(os.getpid())).touch()\n"
 SLEEP = "while True: time.sleep(60)"
 PLAIN = f"{NOTE}print('up', flush=True)\n{SLEEP}"
-STUBBORN = f"{NOTE}[signal.signal(n, signal.SIG_IGN) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]\nprint('up', flush=True)\n{SLEEP}"
+STUBBORN = f"""{NOTE}
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+print('up', flush=True)
+{SLEEP}"""
 RUNAWAY = f"""{NOTE}
 if os.fork() == 0:
     os.setsid()
@@ -43,7 +47,10 @@ os.wait()
 {SLEEP}"""
 WEB = f"""{NOTE}
 from http.server import HTTPServer, BaseHTTPRequestHandler
-HTTPServer(('127.0.0.1', int(sys.argv[2])), BaseHTTPRequestHandler).serve_forever()"""
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(int(sys.argv[3]))
+HTTPServer(('127.0.0.1', int(sys.argv[2])), Answer).serve_forever()"""
 DYING = f"{NOTE}print('the reason\\nfor it', flush=True)\nsys.exit(3)"
 
 
@@ -113,8 +120,8 @@ def test_a_signal_to_the_supervisor_ends_everything(number: signal.Signals, pids
 import sys
 from pathlib import Path
 from mlops_assets.processes import Service, supervise
-services = [Service(name, [sys.executable, "-c", code, {str(pids)!r}], says="up") for name, code in {
-    dict(plain=PLAIN, stubborn=STUBBORN)!r}.items()]
+codes = { ({"plain": PLAIN, "stubborn": STUBBORN})!r}
+services = [Service(name, [sys.executable, "-c", code, {str(pids)!r}], says="up") for name, code in codes.items()]
 sys.exit(supervise(services, Path({str(tmp_path / "logs")!r}), say=lambda line: print(line, flush=True), grace=1))
 """
     supervisor = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=PROJECT)
@@ -128,7 +135,7 @@ sys.exit(supervise(services, Path({str(tmp_path / "logs")!r}), say=lambda line: 
     supervisor.send_signal(number)
     rest, _ = supervisor.communicate(timeout=30)
     assert supervisor.returncode == 0
-    assert f"Killing what did not stop in 1 s: python" in rest
+    assert "Killing what did not stop in 1 s: python" in rest
     assert len(started(pids)) == 2 and not [pid for pid in started(pids) if lives(pid)]
 
 
@@ -154,18 +161,17 @@ def test_one_that_dies_later_is_named_too(pids: Path, tmp_path: Path):
 def test_one_that_is_never_ready_is_named(pids: Path, tmp_path: Path):
     """Waiting has an end."""
     one = service("mute", PLAIN, pids, says="never", ready_within=0.5)
-    with pytest.raises(ServiceFailedError, match="mute was not ready in 0.5 s"), running([one], tmp_path) as services:
+    with pytest.raises(ServiceFailedError, match=r"mute was not ready in 0\.5 s"), running([one], tmp_path) as services:
         await_ready(services)
 
 
 def test_a_web_service_is_ready_when_it_answers(pids: Path, tmp_path: Path):
-    """Not when its process exists: the line is said after the URL answers (501 to a GET is broken, 404 is not)."""
+    """Not when its process exists: the line is said after the URL answers, a missing page included."""
     said: list[str] = []
     port = free_port(20000 + os.getpid() % 20000)
     url = f"http://127.0.0.1:{port}/"
-    web = WEB.replace("BaseHTTPRequestHandler)", "type('H', (BaseHTTPRequestHandler,), {'do_GET': lambda self: self.send_error(404)}))")
     assert not answers(url)
-    with running([service("web", web, pids, port, url=url)], tmp_path) as services:
+    with running([service("web", WEB, pids, port, 404, url=url)], tmp_path) as services:
         await_ready(services, said.append)
         assert answers(url)
     assert said == [f"web        {url:<24} log: {tmp_path / 'web.log'}"]
@@ -175,7 +181,7 @@ def test_a_web_service_is_ready_when_it_answers(pids: Path, tmp_path: Path):
 def test_what_answers_with_an_error_of_its_own_is_not_ready(pids: Path, tmp_path: Path):
     """A server that is up but broken does not count."""
     port = free_port(20000 + os.getpid() % 20000)
-    one = service("broken", WEB, pids, port, url=f"http://127.0.0.1:{port}/", ready_within=2)
+    one = service("broken", WEB, pids, port, 501, url=f"http://127.0.0.1:{port}/", ready_within=2)
     with pytest.raises(ServiceFailedError, match="broken was not ready"), running([one], tmp_path) as services:
         await_ready(services)
 

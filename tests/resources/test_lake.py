@@ -145,9 +145,8 @@ def test_a_failing_write_leaves_the_published_table(tmp_path: Path):
     assert [path.name for path in (tmp_path / "t").iterdir()] == ["all.parquet"]
 
 
-moments = st.datetimes(datetime(2013, 1, 1), datetime(2013, 1, 3, 23, 59, 59, 999999)).map(
-    lambda t: t.replace(tzinfo=UTC)
-)
+LAST_MOMENT = timedelta(days=3) - timedelta(microseconds=1)
+moments = st.timedeltas(timedelta(0), LAST_MOMENT).map(lambda since: datetime(2013, 1, 1, tzinfo=UTC) + since)
 
 
 @given(st.lists(moments, max_size=30))
@@ -229,20 +228,19 @@ def run(
 
 
 def test_a_range_is_one_run_and_one_file_a_day(lake: Lake):
-    """A year in one run: every day has a file with the schema, also the days without rows."""
-    frame = rows(day("2013-03-01"), day("2013-03-01") + timedelta(hours=23), day("2013-12-31"))
-    days = ("2013-01-01", "2014-01-01")
-    result = run(lake, asset_of(frame), days=days)
-    assert len(lake.partitions("flights/weather")) == 366
-    assert lake.scan("flights/weather", ["2013-01-05"]).collect().schema == frame.schema
+    """A month in one run: every day has a file with the schema, also the days without rows."""
+    frame = rows(day("2013-03-01"), day("2013-03-01") + timedelta(hours=23), day("2013-03-31"))
+    result = run(lake, asset_of(frame), days=("2013-03-01", "2013-03-31"))
+    assert len(lake.partitions("flights/weather")) == 31
+    assert lake.scan("flights/weather", ["2013-03-05"]).collect().schema == frame.schema
     assert lake.scan("flights/weather").collect().equals(frame)
     events = {
         event.partition: event.step_materialization_data.materialization
         for event in result.get_asset_materialization_events()
     }
-    assert len(events) == 366
+    assert len(events) == 31
     assert events["2013-03-01"].metadata["dagster/row_count"].value == 2
-    assert events["2013-01-01"].metadata["dagster/row_count"].value == 0
+    assert events["2013-03-02"].metadata["dagster/row_count"].value == 0
     assert events["2013-03-01"].metadata["path"].value == str(lake.path("flights/weather", "2013-03-01"))
     schema = events["2013-03-01"].metadata["dagster/column_schema"].schema
     assert [(column.name, column.type) for column in schema.columns] == [
