@@ -149,7 +149,7 @@ def load_components(
 ) -> tuple[list[ModelPipeline], list[dg.Definitions]]:
     """The models declared in `defs.yaml` files, and the definitions of any other component found there."""
     models, others = [], []
-    trees = {package.__name__: dg.ComponentTree(package, _project_root(package)) for package, _ in files}
+    trees = {package.__name__: dg.ComponentTree(defs_module=package, project_root=_project_root(package)) for package, _ in files}
     for package, path in files:
         folder = path.parent.relative_to(_package_root(package))
         component = trees[package.__name__].load_component(folder)

@@ -13,19 +13,21 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 from mlops_assets.catalog import gather  # noqa: E402  the filter above must come first
 from mlops_assets.pipeline import model_definitions, table_definitions  # noqa: E402
+from mlops_assets.promotion import Promotion  # noqa: E402
 from resources.environment import quiet_telemetry, resources_for  # noqa: E402
 from sensors.automation import automation_sensor  # noqa: E402
 from sensors.run_failure import run_failure_sensor  # noqa: E402
 
 quiet_telemetry()
 catalog = gather()
+resources = resources_for()
 
 defs = dg.Definitions.merge(
     table_definitions(catalog),
     *(model_definitions(model) for model in catalog.models.values()),
     *catalog.components,
     dg.Definitions(
-        resources=resources_for(),
+        resources={**resources, "promotion": Promotion.of(resources)},
         sensors=[automation_sensor, run_failure_sensor],
         executor=dg.in_process_executor,  # a process per trivial step costs six times the work itself
     ),

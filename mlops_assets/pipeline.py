@@ -10,21 +10,20 @@ import dagster as dg
 
 from mlops_assets.catalog import Catalog, asset_key
 from mlops_assets.declarations import ModelPipeline
-from mlops_assets.links import spec
+from mlops_assets.links import drift_report, performance_report, spec
 from mlops_assets.links.bento import bento_asset
 from mlops_assets.links.candidate import candidate_asset
 from mlops_assets.links.champion import champion_asset
-from mlops_assets.links.drift_report import drift_report_asset
 from mlops_assets.links.endpoint import endpoint_asset
 from mlops_assets.links.online import online_asset
-from mlops_assets.links.performance_report import performance_report_asset
 from mlops_assets.links.predictions import predictions_asset
 from mlops_assets.links.scores import scores_asset
 from mlops_assets.links.table import table_asset
 from mlops_assets.links.training_set import training_set_asset
+from mlops_assets.rollout import rollout
+from sensors.retraining import retraining_sensor
 
 TRAINING_LINKS = ("training_set", "candidate", "champion", "bento", "endpoint")
-DAILY_LINKS = ("predictions", "drift_report", "performance_report")
 
 
 def training_job_name(model: ModelPipeline) -> str:
@@ -41,17 +40,14 @@ def model_assets(model: ModelPipeline) -> list[dg.AssetsDefinition]:
         endpoint_asset,
         predictions_asset,
         scores_asset,
-        drift_report_asset,
-        performance_report_asset,
+        drift_report.drift_report_asset,
+        performance_report.performance_report_asset,
     )
     return [link(model) for link in links]
 
 
 def model_definitions(model: ModelPipeline) -> dg.Definitions:
     """Everything one declared model becomes."""
-    from sensors.retraining import retraining_sensor
-    from sensors.rollout import rollout_sensor
-
     job = dg.define_asset_job(
         training_job_name(model),
         selection=dg.AssetSelection.assets(*(spec.link_key(model, link) for link in TRAINING_LINKS)),
@@ -59,15 +55,28 @@ def model_definitions(model: ModelPipeline) -> dg.Definitions:
         description=f"Train {model.title} as of a cutoff and release it if it passes its gate.",
         tags={"team": model.team, "model": model.name},
     )
-    return dg.Definitions(
-        assets=model_assets(model), jobs=[job], sensors=[retraining_sensor(model, job), rollout_sensor(model)]
+    return dg.Definitions(assets=model_assets(model), jobs=[job], sensors=[_retraining(model, job), rollout(model)])
+
+
+def _retraining(model: ModelPipeline, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
+    return retraining_sensor(
+        model.id,
+        job,
+        checks=[
+            dg.AssetCheckKey(spec.link_key(model, drift_report.LINK), drift_report.CHECK),
+            dg.AssetCheckKey(spec.link_key(model, performance_report.LINK), performance_report.CHECK),
+        ],
+        candidate=spec.link_key(model, "candidate"),
+        training=[spec.link_key(model, link) for link in TRAINING_LINKS],
+        cutoffs=model.cutoffs,
+        limits=model.monitor,
     )
 
 
 def table_definitions(catalog: Catalog) -> dg.Definitions:
     """The sources, feature views (offline and online) and labels of every team, and a job a team to fill them."""
     assets = [table_asset(table, catalog) for table in catalog.tables.values()]
-    online = [online_asset(view) for view in catalog.views if view.online]
+    online = [online_asset(view, catalog) for view in catalog.views if view.online]
     return dg.Definitions(assets=[*assets, *online], jobs=_table_jobs(catalog))
 
 

@@ -7,6 +7,7 @@ process killed between two of them is completed by asking again.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -45,12 +46,15 @@ class Promotion:
     champions: ChampionStore
 
     @classmethod
+    def of(cls, resources: Mapping[str, Any]) -> Self:
+        return cls(resources["mlflow"], resources["bentos"], resources["releases"], resources["champions"])
+
+    @classmethod
     def here(cls) -> Self:
         """The stores of this environment."""
         from resources.environment import resources_for
 
-        stores: Any = resources_for()
-        return cls(stores["mlflow"], stores["bentos"], stores["releases"], stores["champions"])
+        return cls.of(resources_for())
 
     def next_champion(self, model: ModelPipeline) -> Any | None:
         """The newest version that passed its gate and was not rolled back; None when there is none."""

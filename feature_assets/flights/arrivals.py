@@ -35,20 +35,21 @@ from mlops_assets import Bool, Float64, String, labels
 )
 def arrivals(raw_flights: pl.LazyFrame) -> pl.LazyFrame:
     """Every completed flight, with what its passengers know when they board and what came of it."""
-    local = pl.col("scheduled_departure").dt.convert_time_zone(NEW_YORK)
-    return raw_flights.drop_nulls("arrival").select(
-        "flight_id",
-        "origin",
-        "dest",
-        "carrier",
-        "tailnum",
-        event_timestamp="scheduled_departure",
+    return boarding(raw_flights.drop_nulls("arrival")).with_columns(
         label_known_at="arrival",
-        distance="distance",
-        planned_minutes=(pl.col("scheduled_arrival") - pl.col("scheduled_departure")).dt.total_minutes().cast(pl.Float64),
-        departure_hour=local.dt.hour() + local.dt.minute() / 60,
-        weekday=local.dt.weekday().cast(pl.Float64),
         late=pl.col("arr_delay") > LATE_MINUTES,
         arrival_delay="arr_delay",
         departure_delay="dep_delay",
+    )
+
+
+def boarding(flights: pl.LazyFrame) -> pl.LazyFrame:
+    """The flights with what a caller of the models knows of each at its scheduled departure."""
+    local = pl.col("scheduled_departure").dt.convert_time_zone(NEW_YORK)
+    planned = pl.col("scheduled_arrival") - pl.col("scheduled_departure")
+    return flights.with_columns(
+        event_timestamp="scheduled_departure",
+        planned_minutes=planned.dt.total_minutes().cast(pl.Float64),
+        departure_hour=local.dt.hour() + local.dt.minute() / 60,
+        weekday=local.dt.weekday().cast(pl.Float64),
     )

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from mlops_assets.catalog import asset_key
+from mlops_assets import feast_objects
+from mlops_assets.catalog import Catalog, asset_key
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import EVENT_TIMESTAMP, FeatureView
+from mlops_assets.feast_objects import feast_name
 from mlops_assets.links import spec
 from resources.feast import FeastResource
 from resources.lake import Lake
@@ -40,11 +42,6 @@ def online_key(view: FeatureView) -> dg.AssetKey:
     return dg.AssetKey([view.team, view.name, "online"])
 
 
-def table_name(view: FeatureView) -> str:
-    """The view's name in Feast and in the online stores."""
-    return f"{view.team}__{view.name}"
-
-
 def newest_rows(frame: "pl.LazyFrame", view: FeatureView, as_of: datetime | None) -> "pl.DataFrame":
     """The newest row per key at `as_of`, if its ttl is not over by then."""
     import polars as pl
@@ -69,11 +66,11 @@ def recent(lake: Lake, view: FeatureView, as_of: datetime | None) -> "pl.LazyFra
 def publish_online(feast: FeastResource, lake: Lake, view: FeatureView, as_of: datetime | None) -> "pl.DataFrame":
     """Bring the online stores to `as_of`; what the asset and the replay of a stream both call."""
     rows = newest_rows(recent(lake, view, as_of), view, as_of)
-    feast.write_online(table_name(view), rows)
+    feast.write_online(feast_name(view), rows)
     return rows
 
 
-def online_asset(view: FeatureView) -> dg.AssetsDefinition:
+def online_asset(view: FeatureView, catalog: Catalog) -> dg.AssetsDefinition:
     key = online_key(view)
 
     @dg.asset(
@@ -85,13 +82,14 @@ def online_asset(view: FeatureView) -> dg.AssetsDefinition:
         kinds={"feast"},
         tags={"team": view.team, "stage": "online"},
         code_version=view.code_version,
-        metadata={"dagster/column_schema": spec.column_schema(view.columns), "feast/feature_view": table_name(view)},
+        metadata={"dagster/column_schema": spec.column_schema(view.columns), "feast/feature_view": feast_name(view)},
         freshness_policy=spec.DAILY_FRESHNESS,
         automation_condition=spec.on_arrival(),
         check_specs=spec.check_specs(key, CLAIMS, PROMISES),
     )
     def online(context: dg.AssetExecutionContext, config: AsOf, feast: FeastResource, lake: Lake) -> Iterator[Any]:
         as_of = config.moment()
+        feast.apply(feast_objects.compile(catalog.views, catalog.models.values(), lake))
         rows = publish_online(feast, lake, view, as_of)
         yield dg.MaterializeResult(
             metadata={"dagster/row_count": rows.height, "newest": str(rows[EVENT_TIMESTAMP].max()), "as_of": str(as_of)},
@@ -108,7 +106,7 @@ def newest_row_present(feast: FeastResource, view: FeatureView, rows: "pl.DataFr
     sample = rows.head(20)
     if sample.is_empty():
         return Claim("newest_row_present", True, "Nothing to publish")
-    stored = feast.read_online(table_name(view), sample.select(view.join_keys).rows(), list(view.schema))
+    stored = feast.read_online(feast_name(view), sample.select(view.join_keys).rows(), list(view.schema))
     wrong = [
         (row[name], answer[name])
         for row, answer in zip(sample.to_dicts(), stored, strict=True)
