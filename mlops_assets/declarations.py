@@ -211,7 +211,7 @@ class Labels(_Table):
 
 def _table(kind: type[Any], options: dict[str, Any]) -> Callable[[Callable[..., pl.LazyFrame]], Any]:
     def declare(function: Callable[..., pl.LazyFrame]) -> Any:
-        options.setdefault("team", _team_of(function))
+        options["team"] = options["team"] or _team_of(function)
         return kind(
             name=options.pop("name", function.__name__),
             compute=function,
@@ -224,6 +224,7 @@ def _table(kind: type[Any], options: dict[str, Any]) -> Callable[[Callable[..., 
 
 def source(
     *,
+    team: str | None = None,
     schema: Mapping[str, Field],
     key: Sequence[str],
     event_timestamp: str | None = None,
@@ -237,6 +238,7 @@ def source(
 
 def feature_view(
     *,
+    team: str | None = None,
     entities: Sequence[Entity],
     schema: Mapping[str, Field],
     ttl: timedelta | None = None,
@@ -252,6 +254,7 @@ def feature_view(
 
 def labels(
     *,
+    team: str | None = None,
     key: str,
     entities: Sequence[Entity],
     targets: Mapping[str, Field],
