@@ -17,6 +17,7 @@ from typing import Any, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 EnvironmentName = Literal["local", "test", "staging", "production"]
+DEPLOYED: tuple[EnvironmentName, ...] = ("staging", "production")
 PROJECT = Path(__file__).resolve().parents[1]
 QUIET = {
     "DO_NOT_TRACK": "true",  # Evidently takes any value, MLflow only this one
@@ -71,6 +72,7 @@ POSTGRES = Setting(
 )
 REDIS = Setting("MLOPS_REDIS_URL", ("redis", "rediss"), "redis://cache:6379/0", "online features")
 S3 = Setting("MLOPS_S3_URL", ("s3",), "s3://bucket/prefix", "the lake and the logs; AWS_* hold the credentials")
+WEBHOOK, DAGSTER_URL = "MLOPS_ALERT_WEBHOOK", "MLOPS_DAGSTER_URL"  # both may be left out
 MLFLOW = Setting("MLOPS_MLFLOW_URL", ("http", "https"), "http://mlflow:5000", "the tracking server and registry")
 SETTINGS = (POSTGRES, REDIS, S3, MLFLOW)
 
@@ -98,6 +100,11 @@ def settings() -> dict[str, str]:
     return {setting.variable: os.environ[setting.variable].rstrip("/") for setting in SETTINGS}
 
 
+def redis_url() -> str | None:
+    """The Redis of a deployed environment; None where everything is embedded."""
+    return settings()[REDIS.variable] if environment() in DEPLOYED else None
+
+
 def quiet_telemetry() -> None:
     """No library reports home from this process or from those it starts. Dagster's switch is in dagster.yaml too."""
     os.environ.update(QUIET)
@@ -108,17 +115,16 @@ def prepare_home() -> Path:
 
     Harmless when repeated. An edited dagster.yaml is replaced: the one under `deployment/` is what counts.
     """
-    name = environment()
     directory = home() / "dagster"
     directory.mkdir(parents=True, exist_ok=True)
     (home() / "logs").mkdir(exist_ok=True)
-    _install(directory / "dagster.yaml", _dagster_yaml(name))
+    _install(directory / "dagster.yaml", _dagster_yaml(environment()))
     os.environ["DAGSTER_HOME"] = str(directory)
     return directory
 
 
 def _dagster_yaml(name: EnvironmentName) -> str:
-    if name in ("local", "test"):
+    if name not in DEPLOYED:
         return (PROJECT / "deployment" / "local" / "dagster.yaml").read_text()
     store = urlsplit(settings()[S3.variable])
     template = Template((PROJECT / "deployment" / "production" / "dagster.yaml").read_text())
@@ -142,6 +148,9 @@ def resources_for(name: EnvironmentName | None = None) -> dict[str, Any]:
 def _embedded() -> dict[str, Any]:
     """Everything under MLOPS_HOME: SQLite, files, no server."""
     from resources.bentos import BentoStore
+    from resources.champions import ChampionStore
+    from resources.compute import ComputeResource
+    from resources.feast import FeastResource
     from resources.lake import Lake, ParquetIOManager
     from resources.releases import ReleaseStore
 
@@ -149,9 +158,23 @@ def _embedded() -> dict[str, Any]:
     return {
         "lake": lake,
         "io_manager": ParquetIOManager(lake=lake),
-        "releases": ReleaseStore(),
+        "feast": FeastResource(),
+        "compute": ComputeResource(),
         "bentos": BentoStore(),
+        "releases": ReleaseStore(),
+        "champions": ChampionStore(),
+        "alerts": _alerts(),
     }
+
+
+def _alerts() -> Any:
+    """To the webhook that is named, else to the log alone. Its address is a secret: the UI sees the variable's name."""
+    from dagster import EnvVar
+
+    from resources.alerts import AlertResource
+
+    named: dict[str, Any] = {"webhook_url": WEBHOOK, "dagster_url": DAGSTER_URL}
+    return AlertResource(**{field: EnvVar(name) for field, name in named.items() if os.environ.get(name)})
 
 
 def _deployed() -> dict[str, Any]:

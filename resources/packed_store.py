@@ -24,7 +24,7 @@ from typing import Any, Self, TypeVar, cast
 import orjson
 from filelock import FileLock
 
-from resources.environment import home
+from resources.environment import home, redis_url
 
 Key = tuple[Any, ...]
 Row = tuple[Key, int, Mapping[str, Any]]
@@ -53,8 +53,8 @@ class TableNameError(ValueError):
 
 
 def online_store_url() -> str:
-    """Where the online store is: MLOPS_ONLINE_STORE, else an SQLite file under the home directory."""
-    return os.environ.get("MLOPS_ONLINE_STORE") or f"sqlite:///{home() / 'feast' / 'packed.db'}"
+    """Where the online store is: MLOPS_ONLINE_STORE, the environment's Redis, or an SQLite file under home."""
+    return os.environ.get("MLOPS_ONLINE_STORE") or redis_url() or f"sqlite:///{home() / 'feast' / 'packed.db'}"
 
 
 class PackedStore(ABC):

@@ -29,6 +29,7 @@ from resources.environment import (
     prepare_home,
     resources_for,
 )
+from resources.packed_store import online_store_url
 
 ADDRESSES = {
     POSTGRES.variable: "postgresql+psycopg2://user:hunter2@db:5432/dagster",
@@ -100,7 +101,7 @@ def test_every_environment_has_the_same_keys(deployed: Path):
     """The definitions are the same everywhere, and so each factory serves the same keys."""
     keys = {name: set(resources_for(name)) for name in ("local", "test", "staging", "production")}
     assert keys["local"] == keys["test"] == keys["staging"] == keys["production"]
-    assert {"lake", "io_manager", "releases", "bentos"} <= keys["local"]
+    assert {"lake", "io_manager", "feast", "compute", "bentos", "releases", "champions", "alerts"} <= keys["local"]
 
 
 def test_the_deployed_lake_is_the_named_one(deployed: Path, monkeypatch: pytest.MonkeyPatch):
@@ -108,6 +109,24 @@ def test_the_deployed_lake_is_the_named_one(deployed: Path, monkeypatch: pytest.
     for address in ("s3://bucket/prefix", "s3://bucket/prefix/"):
         monkeypatch.setenv(S3.variable, address)
         assert str(resources_for()["lake"].path("a/b")) == "s3://bucket/prefix/lake/a/b/all.parquet"
+
+
+def test_the_deployed_online_store_is_the_named_redis(deployed: Path, monkeypatch: pytest.MonkeyPatch):
+    """Feast and the endpoint find Redis by MLOPS_REDIS_URL; on a single machine that variable means nothing."""
+    monkeypatch.delenv("MLOPS_ONLINE_STORE", raising=False)
+    assert online_store_url() == ADDRESSES[REDIS.variable]
+    monkeypatch.setenv("MLOPS_ENV", "local")
+    assert online_store_url() == f"sqlite:///{deployed / 'feast' / 'packed.db'}"
+
+
+def test_the_webhook_is_used_and_never_shown(home: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its address is a secret: Dagster holds the variable's name, and the sensor gets the value."""
+    monkeypatch.setenv("MLOPS_ALERT_WEBHOOK", "https://hooks/hunter2")
+    alerts = resources_for()["alerts"]
+    assert "hunter2" not in str(alerts)
+    assert alerts.process_config_and_initialize().webhook_url == "https://hooks/hunter2"
+    monkeypatch.delenv("MLOPS_ALERT_WEBHOOK")
+    assert resources_for()["alerts"].webhook_url is None
 
 
 def test_resources_load_no_heavy_library(home: Path):
