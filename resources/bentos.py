@@ -42,6 +42,12 @@ PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fastapi", "filelock", "numpy", "orjson")
 FRAMEWORK_PACKAGES = {"sklearn": ("scikit-learn", "skops")}  # where they are not named as the framework is
 BUILD_SECONDS = 300
+# `python -m bentoml`, but an editable install of this project may not lend the Bento what CODE forgot.
+BENTOML_ALONE = """
+import runpy, sys
+sys.meta_path = [finder for finder in sys.meta_path if getattr(finder, "__name__", "") != "_EditableFinder"]
+runpy.run_module("bentoml", run_name="__main__", alter_sys=True)
+"""
 
 
 class UnknownBentoError(LookupError):
@@ -81,7 +87,7 @@ class BentoStore:
             if not final.exists():
                 with TemporaryDirectory(prefix="build-", dir=self._root) as work:
                     _build(Path(work), bundle, model, name, version, labels)
-                    os.rename(Path(work, "home", "bentos", name, version), final)
+                    Path(work, "home", "bentos", name, version).rename(final)
             _write(final.parent / "latest", version)
         return f"{name}:{version}"
 
@@ -127,7 +133,7 @@ def _build(work: Path, bundle: Path, model: str, name: str, version: str, labels
         _copy(PROJECT / part, context / part)
     (context / "bentofile.yaml").write_text(json.dumps(_bentofile(bundle, model, name, labels)))  # JSON is YAML
     ran = subprocess.run(
-        [sys.executable, "-m", "bentoml", "build", str(context), "--version", version, "--output", "tag"],
+        [sys.executable, "-c", BENTOML_ALONE, "build", str(context), "--version", version, "--output", "tag"],
         cwd=context,
         env={
             **os.environ,

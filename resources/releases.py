@@ -90,7 +90,11 @@ class Change:
     def to_json(self) -> dict[str, Any]:
         """With `from` and `to`, as the history is read by people."""
         line = asdict(self)
-        return {**{k: v for k, v in line.items() if k not in ("before", "after")}, "from": line["before"], "to": line["after"]}
+        return {
+            **{k: v for k, v in line.items() if k not in ("before", "after")},
+            "from": line["before"],
+            "to": line["after"],
+        }
 
     @classmethod
     def from_json(cls, line: dict[str, Any]) -> Self:
@@ -187,7 +191,9 @@ class ReleaseStore:
         release that is already champion or challenger is left as it stands, so a repeated call is harmless.
         """
         if list(steps) != sorted(set(steps)) or not steps or steps[0] < 1 or steps[-1] != 100:
-            raise InvalidReleaseError(f"{model!r}: canary steps {list(steps)} are not percents ascending to 100, e.g. [10, 50, 100].")
+            raise InvalidReleaseError(
+                f"{model!r}: canary steps {list(steps)} are not percents ascending to 100, e.g. [10, 50, 100]."
+            )
         now = self.read(model)
         if now and release in [variant.release for variant in now.variants]:
             return now
@@ -224,7 +230,9 @@ class ReleaseStore:
         """
         now = self._released(model)
         if now.challenger is not None:
-            return self.change(model, now.revision, (replace(now.champion, weight=100),), by=by, why=why, action="rollback")
+            return self.change(
+                model, now.revision, (replace(now.champion, weight=100),), by=by, why=why, action="rollback"
+            )
         if now.previous is None:
             raise UnknownReleaseError.of(model, "previous release to return to", [now.champion.release])
         return self._to_champion(model, now, now.previous.release, now.previous.version, "rollback", by, why)
@@ -262,7 +270,9 @@ class ReleaseStore:
     def path(self, model: str) -> Path:
         """Where the record of a model lies, whether or not it exists."""
         if not MODEL_ID.fullmatch(model):
-            raise InvalidReleaseError(f"{model!r} is no model id; write it as <team>/<model>, e.g. flights/late_arrival.")
+            raise InvalidReleaseError(
+                f"{model!r} is no model id; write it as <team>/<model>, e.g. flights/late_arrival."
+            )
         return self._root / f"{model}.json"
 
     @property

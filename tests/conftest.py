@@ -13,6 +13,6 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     root = tmp_path / "mlops-home"
     monkeypatch.setenv("MLOPS_HOME", str(root))
     monkeypatch.setenv("MLOPS_ENV", "test")
-    for name in ("DO_NOT_TRACK", "BENTOML_DO_NOT_TRACK"):
-        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("DO_NOT_TRACK", "1")
+    monkeypatch.setenv("BENTOML_DO_NOT_TRACK", "true")  # BentoML takes only this word for yes
     return root

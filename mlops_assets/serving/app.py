@@ -29,7 +29,15 @@ from mlops_assets.serving.openapi import openapi
 from mlops_assets.serving.plan import EmptyStore, Looked, Store, look_up
 from mlops_assets.serving.prediction_log import Answered, NoLog, PredictionLog, PredictionWriter
 from mlops_assets.serving.releases import FollowedReleases, OneRelease, Releases, Served, Traffic
-from mlops_assets.serving.request import MAX_BODY, InvalidRequestError, Problem, Question, problems, read_question, request_id
+from mlops_assets.serving.request import (
+    MAX_BODY,
+    InvalidRequestError,
+    Problem,
+    Question,
+    problems,
+    read_question,
+    request_id,
+)
 from resources.bentos import BentoStore
 from resources.packed_store import PackedStore, online_store_url
 from resources.releases import ReleaseStore, Variant
@@ -119,7 +127,13 @@ def _validate(rows: Sequence[dict[str, Any]], chosen: Sequence[tuple[Variant, Re
 
 
 def _answered(
-    model: str, variant: Variant, release: Release, row: dict[str, Any], question: Question, looked: Looked, value: float
+    model: str,
+    variant: Variant,
+    release: Release,
+    row: dict[str, Any],
+    question: Question,
+    looked: Looked,
+    value: float,
 ) -> Answered:
     plan = release.plan
     return Answered(
@@ -147,7 +161,7 @@ def create_app(open_serving: Callable[[], Serving]) -> FastAPI:
 
     app = FastAPI(title="Models", lifespan=lifespan)
     app.openapi = lambda: openapi(app.state.serving.releases)  # type: ignore[method-assign]
-    app.add_exception_handler(InvalidRequestError, _refused)
+    app.add_exception_handler(InvalidRequestError, _refused)  # type: ignore[arg-type]  # typed for any Exception
     app.add_route("/healthz", _healthz, methods=["GET"])
     app.add_route("/readyz", _readyz, methods=["GET"])
     app.add_route("/{team}/{model}/predict", _predict, methods=["POST"])
@@ -166,7 +180,7 @@ def parity(bundle: Path) -> float:
     app = create_app(lambda: Serving(OneRelease(release, "", ""), EmptyStore(), NoLog()))
     answer = anyio.run(_ask, app, f"/{plan.model}/predict", body)
     pairs = zip(answer["predictions"], golden.predictions, strict=True)
-    return max(abs(now["prediction"] - then) for now, then in pairs)
+    return float(max(abs(now["prediction"] - then) for now, then in pairs))
 
 
 async def _ask(app: FastAPI, path: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -174,7 +188,10 @@ async def _ask(app: FastAPI, path: str, body: dict[str, Any]) -> dict[str, Any]:
     import httpx
 
     transport = httpx.ASGITransport(app)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://here") as client,
+    ):
         answer: dict[str, Any] = (await client.post(path, json=body)).raise_for_status().json()
         return answer
 
@@ -200,7 +217,7 @@ async def _release(request: Request) -> Response:
     return _json(request.app.state.serving.state(_model(request)).to_json())
 
 
-async def _healthz(request: Request) -> Response:
+async def _healthz(_: Request) -> Response:
     return _json({"status": "alive"})
 
 
@@ -210,8 +227,7 @@ async def _readyz(request: Request) -> Response:
     return _json({"ready": not waiting, "models": releases.models(), "not_ready": waiting}, 503 if waiting else 200)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, InvalidRequestError)
+async def _refused(_: Request, error: InvalidRequestError) -> Response:
     return _json(error.to_json(), error.status)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -88,7 +89,7 @@ class Release:
     def golden_difference(self) -> float:
         """The largest difference between a golden prediction and the answer now; NaN counts as infinite."""
         pairs = zip(self.predict(self.golden.rows), self.golden.predictions, strict=True)
-        return max((abs(now - then) if now == now else float("inf")) for now, then in pairs)
+        return max(float("inf") if isnan(now) else abs(now - then) for now, then in pairs)
 
     def _check(self, bundle: Path) -> None:
         if self.plan.inputs != tuple(column.name for column in self.schema.columns):

@@ -35,11 +35,19 @@ def _operation(model: str, summary: str) -> dict[str, Any]:
 
 
 def _predict(release: Release) -> dict[str, Any]:
-    rows = {"type": "array", "minItems": 1, "maxItems": MAX_ROWS, "items": {"anyOf": [_keyed(release), _featured(release)]}}
+    rows = {
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_ROWS,
+        "items": {"anyOf": [_keyed(release), _featured(release)]},
+    }
     body = _object({"rows": rows, "at": {"type": "string", "format": "date-time"}}, ["rows"])
     return {
         **_operation(release.model, f"Predict {release.manifest.get('label', '')} by {release.manifest['framework']}"),
-        "requestBody": {"required": True, "content": {"application/json": {"schema": body, "example": example(release)}}},
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": body, "example": example(release)}},
+        },
     }
 
 
@@ -62,7 +70,10 @@ def _featured(release: Release) -> dict[str, Any]:
         for column in release.schema.columns
     }
     features = _object(columns, list(columns))
-    return {**_object({release.plan.key: {"type": "string"}, "features": features}, ["features"]), "title": "By features"}
+    return {
+        **_object({release.plan.key: {"type": "string"}, "features": features}, ["features"]),
+        "title": "By features",
+    }
 
 
 def _request(field: RequestField) -> dict[str, Any]:

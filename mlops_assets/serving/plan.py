@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from mlops_assets.fields import TypeName
@@ -25,13 +26,13 @@ Key = tuple[Any, ...]
 class Store(Protocol):
     """Where the newest row per key is found; `resources.packed_store.PackedStore` is one."""
 
-    def read(self, table: str, keys: Sequence[Key]) -> Sequence[tuple[int, dict[str, Any]] | None]: ...
+    def read(self, table: str, keys: Sequence[Key], /) -> Sequence[tuple[int, dict[str, Any]] | None]: ...
 
 
 class EmptyStore:
     """A store with no rows, for a Bento that is served without the platform: every view falls back."""
 
-    def read(self, table: str, keys: Sequence[Key]) -> list[None]:
+    def read(self, _: str, keys: Sequence[Key], /) -> list[None]:
         return [None] * len(keys)
 
 
@@ -111,7 +112,7 @@ class FeaturePlan:
             inputs=tuple(pipeline.inputs),
         )
 
-    @property
+    @cached_property
     def join_keys(self) -> tuple[str, ...]:
         return tuple(entity.join_key for entity in self.entities)
 

@@ -232,7 +232,12 @@ def _columns() -> dict[str, pl.DataType]:
     import polars as pl
 
     texts = ("request_id", "at", "logged_at", "release", "version", "variant", "writer", "event_times", "fallbacks")
-    return {**dict.fromkeys(texts, pl.String()), "prediction": pl.Float64(), "latency_ms": pl.Float64(), "seq": pl.Int64()}
+    return {
+        **dict.fromkeys(texts, pl.String()),
+        "prediction": pl.Float64(),
+        "latency_ms": pl.Float64(),
+        "seq": pl.Int64(),
+    }
 
 
 def _flat(line: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ to a release that loaded and answered its golden rows; while the new one does no
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -176,7 +175,7 @@ class FollowedReleases:
             try:
                 yield variant, self._release(model, variant.release)
             # A broken model fails in whatever way its library fails; any of them must leave the old one serving.
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 logger.warning("release %s is refused", variant.release, exc_info=True)
                 refused[variant.release] = f"{type(error).__name__}: {error}"
 
@@ -202,7 +201,7 @@ class FollowedReleases:
 def _stamp(path: Path) -> tuple[int, ...] | None:
     """Changes whenever the record is replaced; the inode tells two writes within one clock tick apart."""
     try:
-        stat = os.stat(path)
+        stat = path.stat()
     except FileNotFoundError:
         return None
     return stat.st_mtime_ns, stat.st_ino, stat.st_size

@@ -165,11 +165,8 @@ def _bounds(given: Any, name: str, dtype: TypeName, minimum: float | None, maxim
     if given is None or not VALID[dtype][0](given):
         return
     if (minimum is not None and given < minimum) or (maximum is not None and given > maximum):
-        yield Problem(
-            f"{_shown(given)} is out of bounds",
-            f"{name} lies between {'-inf' if minimum is None else minimum} and {'inf' if maximum is None else maximum}.",
-            name,
-        )
+        lowest, highest = "-inf" if minimum is None else minimum, "inf" if maximum is None else maximum
+        yield Problem(f"{_shown(given)} is out of bounds", f"{name} lies between {lowest} and {highest}.", name)
 
 
 def _unknown(row: Mapping[str, Any], known: set[str], why: str) -> Iterator[Problem]:

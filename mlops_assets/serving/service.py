@@ -14,7 +14,7 @@ from mlops_assets.serving.app import Serving, create_app
 
 
 def open_serving() -> Serving:
-    bento = Endpoint.bento
+    bento = Endpoint.bento  # type: ignore[attr-defined]  # the decorator makes it a Service, set when a Bento is loaded
     if bento is None:
         return Serving.following()
     return Serving.alone(Path(bento.path_of("src"), "bundle"), str(bento.tag), bento.info.labels.get("version", ""))

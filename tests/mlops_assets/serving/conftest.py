@@ -40,7 +40,10 @@ def plan(model: str) -> FeaturePlan:
     return FeaturePlan(
         model=model,
         key="flight_id",
-        entities=(PlannedEntity("origin", "String", "Airport of departure"), PlannedEntity("dest", "String", "Airport")),
+        entities=(
+            PlannedEntity("origin", "String", "Airport of departure"),
+            PlannedEntity("dest", "String", "Airport"),
+        ),
         request=tuple(
             RequestField(name, f.dtype, f.description, f.unit, f.minimum, f.maximum)
             for name, f in INPUTS.items()
@@ -77,11 +80,21 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         frame, trainer = training_rows(seed), XGBoostClassifier(n_estimators=20, max_depth=3)
         schema = InputSchema.fit(frame, INPUTS)
         x = schema.encode_frame(frame)
-        late = (frame["delay"] + frame["temp"] / 10 + 5 * (seed + 1) * frame["holiday"].cast(pl.Int8) > 25).to_numpy().astype(float)
+        late = (
+            (frame["delay"] + frame["temp"] / 10 + 5 * (seed + 1) * frame["holiday"].cast(pl.Int8) > 25)
+            .to_numpy()
+            .astype(float)
+        )
         trainer.save(fitted := trainer.fit(x, late, None, None, {}, seed), directory / "model")
         rows = [list(row) for row in frame.head(20).with_columns(temp=pl.lit(None, pl.Float64)).rows()]
         golden = fitted.inplace_predict(schema.encode(rows), validate_features=False).astype(float) + golden_shift
-        manifest = {"model": model, "task": "classification", "framework": "xgboost", "label": "late", "run_id": str(seed)}
+        manifest = {
+            "model": model,
+            "task": "classification",
+            "framework": "xgboost",
+            "label": "late",
+            "run_id": str(seed),
+        }
         parts: dict[str, Any] = {
             "manifest": manifest,
             "schema": schema.to_json(),
@@ -97,11 +110,12 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 
 @contextmanager
-def _served(target: dict[str, Any], log: Path) -> Iterator[httpx.Client]:
+def _served(target: dict[str, Any], log: Path, without: str = "") -> Iterator[httpx.Client]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     argv, env = serve_command(port, **target)
+    env.pop(without, None)
     with log.open("ab") as output:
         process = subprocess.Popen(argv, env=env, stdout=output, stderr=output, start_new_session=True)
     try:
@@ -131,5 +145,5 @@ def wait_until_ready(process: subprocess.Popen[bytes], client: httpx.Client, log
 
 @pytest.fixture
 def served(home: Path, tmp_path: Path) -> Callable[..., Any]:
-    """`with served(target=..., models=...) as client`: a real server on a free port, killed at the end."""
-    return lambda **target: _served(target, tmp_path / "server.log")
+    """`with served(target=..., without="MLOPS_HOME") as client`: a real server on a free port, killed at the end."""
+    return lambda without="", **target: _served(target, tmp_path / "server.log", without)

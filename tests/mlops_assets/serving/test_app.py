@@ -217,7 +217,9 @@ def test_a_time_that_is_none_is_refused(ask: Any, at: str) -> None:
     assert problem.startswith("not a time")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b'{"rows": [{"distance": NaN}]}', b'{"rows": [{"a": Infinity}]}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"\xff\xfe", b'{"rows": [{"distance": NaN}]}', b'{"rows": [{"a": Infinity}]}']
+)
 def test_what_is_not_json_is_refused(ask: Any, content: bytes) -> None:
     """NaN and Infinity are not JSON either."""
     ((_, _, problem),) = errors(ask(content=content))

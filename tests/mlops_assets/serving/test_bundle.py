@@ -33,7 +33,7 @@ def test_the_route_answers_the_golden_rows_as_they_were_trained(make_bundle: Mak
 
 def test_other_numbers_than_in_training_are_refused(make_bundle: MakeBundle) -> None:
     """A difference above the tolerance names its size."""
-    with pytest.raises(GoldenMismatchError, match="difference of 0.01"):
+    with pytest.raises(GoldenMismatchError, match=r"difference of 0\.01"):
         Release.load(make_bundle(golden_shift=0.01))
 
 
@@ -63,10 +63,10 @@ def test_golden_rows_must_exist_and_fit(make_bundle: MakeBundle) -> None:
     """Nothing to compare with is no proof."""
     bundle = make_bundle()
     edit(bundle, "golden.json", predictions=[0.5])
-    with pytest.raises(BrokenBundleError, match="golden.json"):
+    with pytest.raises(BrokenBundleError, match="golden"):
         Release.load(bundle)
     edit(bundle, "golden.json", rows=[], predictions=[])
-    with pytest.raises(BrokenBundleError, match="golden.json"):
+    with pytest.raises(BrokenBundleError, match="golden"):
         Release.load(bundle)
 
 

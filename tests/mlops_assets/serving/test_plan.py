@@ -115,7 +115,7 @@ def test_each_view_is_read_once_for_many_rows() -> None:
     asked: list[tuple[str, int]] = []
 
     class Counting(EmptyStore):
-        def read(self, table: str, keys: Any) -> list[None]:
+        def read(self, table: str, keys: Any, /) -> list[None]:
             asked.append((table, len(keys)))
             return super().read(table, keys)
 
@@ -134,7 +134,9 @@ def test_many_rows_are_answered_as_each_alone(ages: dict[str, timedelta], origin
     class Fake:
         def read(self, table: str, keys: Any) -> list[Any]:
             rows = ages if table == WEATHER.table else {}
-            return [(microseconds(NOON - rows[k[0]]), {"temp": 1.0, "wind": 2.0}) if k[0] in rows else None for k in keys]
+            return [
+                (microseconds(NOON - rows[k[0]]), {"temp": 1.0, "wind": 2.0}) if k[0] in rows else None for k in keys
+            ]
 
     rows = [{**EWR_BOS, "origin": origin} for origin in origins]
     assert look_up(PLAN, Fake(), rows, NOON) == [look_up(PLAN, Fake(), [row], NOON)[0] for row in rows]
@@ -153,7 +155,7 @@ def test_plan_of_a_declaration_names_every_input_once() -> None:
         return raw
 
     labels = Labels(
-        "arrivals", "flights", {"late": Float64}, lambda: pl.LazyFrame(), key="flight_id", entities=(airport,),
+        "arrivals", "flights", {"late": Float64}, pl.LazyFrame, key="flight_id", entities=(airport,),
         request={"distance": Float64("Miles", "mi", minimum=0)},
     )  # fmt: skip
 

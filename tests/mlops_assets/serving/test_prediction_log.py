@@ -47,10 +47,10 @@ def test_an_answer_is_read_back_as_it_was_given(log: PredictionLog) -> None:
     frame = log.read(MODEL, DAY)
     first, second = frame.iter_rows(named=True)
     assert first["at"] == NOON
-    assert {k: first[k] for k in ("request_id", "release", "version", "variant", "prediction", "latency_ms", "seq")} == {
+    assert first | {
         "request_id": "UA1", "release": "flights_late_arrival:abc", "version": "7", "variant": "champion",
         "prediction": 0.25, "latency_ms": 1.5, "seq": 0,
-    }  # fmt: skip
+    } == first  # fmt: skip
     assert (first["origin"], first["distance"], first["temp"], second["temp"]) == ("EWR", 200.0, 50.5, None)
     assert json.loads(first["event_times"]) == {"flights/weather": "2013-04-01T11:00:00+00:00"}
     assert json.loads(second["fallbacks"]) == [
@@ -136,7 +136,9 @@ writer.close()
 
 
 def run(script: str, log: PredictionLog) -> int:
-    return subprocess.run([sys.executable, "-c", script, str(log.root), str(Path(__file__).parent)], check=False).returncode
+    return subprocess.run(
+        [sys.executable, "-c", script, str(log.root), str(Path(__file__).parent)], check=False
+    ).returncode
 
 
 def test_a_full_disk_ends_nothing(log: PredictionLog) -> None:
