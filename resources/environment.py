@@ -152,6 +152,7 @@ def _embedded() -> dict[str, Any]:
     from resources.compute import ComputeResource
     from resources.feast import FeastResource
     from resources.lake import Lake, ParquetIOManager
+    from resources.mlflow import MlflowResource
     from resources.releases import ReleaseStore
 
     lake = Lake()
@@ -160,6 +161,7 @@ def _embedded() -> dict[str, Any]:
         "io_manager": ParquetIOManager(lake=lake),
         "feast": FeastResource(),
         "compute": ComputeResource(),
+        "mlflow": MlflowResource(),
         "bentos": BentoStore(),
         "releases": ReleaseStore(),
         "champions": ChampionStore(),
@@ -173,8 +175,9 @@ def _alerts() -> Any:
 
     from resources.alerts import AlertResource
 
-    named: dict[str, Any] = {"webhook_url": WEBHOOK, "dagster_url": DAGSTER_URL}
-    return AlertResource(**{field: EnvVar(name) for field, name in named.items() if os.environ.get(name)})
+    named = {"webhook_url": WEBHOOK, "dagster_url": DAGSTER_URL}
+    given: dict[str, Any] = {field: EnvVar(name) for field, name in named.items() if os.environ.get(name)}
+    return AlertResource(**given)
 
 
 def _deployed() -> dict[str, Any]:

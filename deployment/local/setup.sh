@@ -28,8 +28,13 @@ command -v "$python" >/dev/null || fail "$python was not found. Install Python 3
 "$python" -c 'import ensurepip, venv' 2>/dev/null || fail \
     "$python cannot create virtual environments. On Debian and Ubuntu: apt-get install python3-venv"
 
+moved() {  # the scripts of a virtual environment hold its path
+    made=$(sed -n 's/^command = .* //p' .venv/pyvenv.cfg)
+    [ -n "$made" ] && [ "$made" != "$(pwd -P)/.venv" ]
+}
+
 rm -f "$stamp"
-if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || moved; then
     echo "Creating .venv with $("$python" -V)"
     "$python" -m venv --clear .venv
 fi
