@@ -26,7 +26,9 @@ def feast_name(declaration: FeatureView | ModelPipeline) -> str:
     return f"{declaration.team}__{declaration.name}"
 
 
-def compile(views: Iterable[FeatureView], models: Iterable[ModelPipeline], lake: Lake) -> list[Any]:
+def compile(  # noqa: A001  called as `feast_objects.compile`, never imported bare
+    views: Iterable[FeatureView], models: Iterable[ModelPipeline], lake: Lake
+) -> list[Any]:
     """Entities, sources over the lake's files, feature views and feature services."""
     views, models = list(views), list(models)
     entities = {name: _entity(entity) for name, entity in _entities(views).items()}

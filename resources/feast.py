@@ -8,6 +8,7 @@ break: an older event never replaces a newer one, and what plain Feast reads is 
 Importing Feast takes ten seconds: it is imported when the store is first used.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -47,7 +48,7 @@ class Published:
     written: int
 
 
-class FeastResource(dg.ConfigurableResource):
+class FeastResource(dg.ConfigurableResource[Any]):
     """The feature store; `online_store` is the URL of another online store than the environment's.
 
     Writers of one machine take turns (a lock under the home directory); across machines the packed store
@@ -62,12 +63,9 @@ class FeastResource(dg.ConfigurableResource):
     def store(self) -> "feast.FeatureStore":
         """Feast's own store, for everything that Feast does."""
         if self._store is None:
-            import yaml
-            from feast import FeatureStore, RepoConfig
+            from feast import FeatureStore
 
-            options = yaml.safe_load((REPOSITORY / "feature_store.yaml").read_text())
-            options["online_store"]["url"] = self._url
-            self._store = FeatureStore(config=RepoConfig(repo_path=REPOSITORY, **options))
+            self._store = FeatureStore(config=self._config())
         return self._store
 
     def packed(self) -> PackedStore:
@@ -86,10 +84,11 @@ class FeastResource(dg.ConfigurableResource):
             wanted = _fingerprint(objects)
             if registry.exists() and applied.exists() and applied.read_text() == wanted + _digest(registry):
                 return False
-            store = self.store()
             if registry.exists():
-                store.refresh_registry()  # Feast writes back what it has cached, however old
-            store.apply(list(objects))
+                self.store().refresh_registry()  # Feast writes back what it has cached, however old
+            else:
+                self._store = None  # a registry that was deleted is made anew with its store
+            self.store().apply(list(objects))
             applied.write_text(wanted + _digest(registry))
             return True
 
@@ -128,6 +127,14 @@ class FeastResource(dg.ConfigurableResource):
     def _url(self) -> str:
         return self.online_store or online_store_url()
 
+    def _config(self, **online: Any) -> "feast.RepoConfig":
+        import yaml
+        from feast import RepoConfig
+
+        options = yaml.safe_load((REPOSITORY / "feature_store.yaml").read_text())
+        options["online_store"] |= {"url": self._url, **online}
+        return RepoConfig(repo_path=REPOSITORY, **options)
+
     def _alone(self, what: str) -> FileLock:
         lock = _state(f"{what}.lock")
         lock.parent.mkdir(parents=True, exist_ok=True)
@@ -147,10 +154,12 @@ class FeastResource(dg.ConfigurableResource):
 
         from resources.polars_offline_store import arrow
 
-        store = self.store()
         join_keys = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
         protos = _convert_arrow_to_proto(arrow(rows), view, join_keys)
-        store._get_provider().online_write_batch(store.config, view, protos, progress=None)
+        # The rows were compared before; in Redis Feast would again, and drop a correction of the same event time.
+        config = self._config(skip_dedup=True)
+        provider = self.store()._get_provider()  # noqa: SLF001  Feast's public way goes through pandas, and loses nulls
+        provider.online_write_batch(config, view, protos, progress=None)
 
 
 def newest_per_key(frame: "pl.DataFrame", join_keys: Sequence[str]) -> "pl.DataFrame":
@@ -186,8 +195,18 @@ def _digest(path: Path) -> str:
 
 
 def _fingerprint(objects: Sequence[Any]) -> str:
-    """The same for the same objects in any order."""
-    parts = sorted(
-        type(item).__name__.encode() + item.to_proto().SerializeToString(deterministic=True) for item in objects
-    )
-    return sha256(b"\0".join(parts)).hexdigest()
+    """The same for objects that say the same, whenever they were made and in any order."""
+    from google.protobuf.json_format import MessageToDict  # type: ignore[import-untyped]
+
+    said = [[type(item).__name__, _timeless(MessageToDict(item.to_proto()))] for item in objects]
+    return sha256("".join(sorted(json.dumps(part, sort_keys=True) for part in said)).encode()).hexdigest()
+
+
+def _timeless(said: Any) -> Any:
+    """Without the times at which Feast made or changed an object."""
+    if isinstance(said, list):
+        return [_timeless(item) for item in said]
+    if isinstance(said, dict):
+        times = ("createdTimestamp", "lastUpdatedTimestamp")
+        return {name: _timeless(value) for name, value in said.items() if name not in times}
+    return said

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 from uuid import uuid4
 
 from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
@@ -37,7 +37,7 @@ class StaleRegistryError(RuntimeError):
 class HomeRegistryStore(FileRegistryStore):
     """The registry file, `<home>/feast/<path>`."""
 
-    def __init__(self, registry_config: RegistryConfig, repo_path: Path) -> None:
+    def __init__(self, registry_config: RegistryConfig, repo_path: Path) -> None:  # noqa: ARG002  Feast's signature
         super().__init__(registry_config, home() / "feast")
 
     def _write_registry(self, registry_proto: Registry) -> None:
@@ -53,11 +53,15 @@ class HomeRegistryStore(FileRegistryStore):
 
 
 class HomeOnlineStoreConfig:
-    """Becomes Feast's own configuration of the environment's online store, SQLite or Redis, at `url`."""
+    """Becomes Feast's own configuration of the environment's online store, SQLite or Redis, at `url`.
 
-    def __new__(cls, type: str = "", url: str | None = None) -> FeastConfigBaseModel:  # type: ignore[misc]
+    Other `options` are Feast's own for Redis; SQLite has no use for them.
+    """
+
+    def __new__(cls, url: str | None = None, **options: Any) -> FeastConfigBaseModel:
+        options.pop("type", None)  # this class, as the yaml names it
         where = urlsplit(url or online_store_url())
-        return _redis(where) if where.scheme in ("redis", "rediss") else _sqlite()
+        return _redis(where, options) if where.scheme in ("redis", "rediss") else _sqlite()
 
 
 def _sqlite() -> FeastConfigBaseModel:
@@ -66,14 +70,15 @@ def _sqlite() -> FeastConfigBaseModel:
     return SqliteOnlineStoreConfig(path=str(path))
 
 
-def _redis(where: Any) -> FeastConfigBaseModel:
+def _redis(where: SplitResult, options: dict[str, Any]) -> FeastConfigBaseModel:
     from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 
-    options = {
+    parameters = {
         "db": where.path.strip("/") or "0",
         "ssl": "true" if where.scheme == "rediss" else None,
         "username": where.username,
         "password": where.password,
     }
-    given = [f"{name}={value}" for name, value in options.items() if value]
-    return RedisOnlineStoreConfig(connection_string=",".join([f"{where.hostname}:{where.port or 6379}", *given]))
+    given = [f"{name}={value}" for name, value in parameters.items() if value]
+    address = f"{where.hostname}:{where.port or 6379}"
+    return RedisOnlineStoreConfig(connection_string=",".join([address, *given]), **options)

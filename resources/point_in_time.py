@@ -180,7 +180,7 @@ def _key_type(key: str, view_type: pl.DataType, column: str, spine_type: pl.Data
         return pl.String()
     if view_type == pl.Null:
         return spine_type
-    if view_type == spine_type or spine_type == pl.Null or (view_type.is_integer() and spine_type.is_integer()):
+    if spine_type in (view_type, pl.Null) or (view_type.is_integer() and spine_type.is_integer()):
         return view_type
     raise KeyTypeError.of(key, view_type, column, spine_type)
 

@@ -5,6 +5,7 @@ joins by `resources.point_in_time`, whose rules hold here. One output row per en
 
 Imported by Feast, when a configuration names it; hence Feast at the top.
 """
+# ruff: noqa: ARG002  the signatures are Feast's
 
 from __future__ import annotations
 
@@ -352,7 +353,7 @@ def _pulled(
     times = [name for name in (timestamp, created) if name]
     rows = _between(rows, timestamp, *window)
     if columns is not None:
-        rows = rows.select(dict.fromkeys([*columns, *times]))
+        rows = rows.select(list(dict.fromkeys([*columns, *times])))
     schema = rows.collect_schema()
     return rows.with_columns(utc(name, schema) for name in times)
 
