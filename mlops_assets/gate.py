@@ -61,8 +61,7 @@ def judge(gate: Gate, label: str, holdout: pl.DataFrame, latency_ms: float) -> l
 
 
 def clears_floor(gate: Gate, metric: Metric, value: float) -> Verdict:
-    floor = gate.at_least if gate.at_least is not None else gate.at_most
-    assert floor is not None, "a Gate has one of at_least and at_most"
+    floor = next(bound for bound in (gate.at_least, gate.at_most) if bound is not None)
     words = "at least" if metric.higher_is_better else "at most"
     return Verdict(
         "clears_floor",
@@ -126,7 +125,7 @@ def predicts_in_time(gate: Gate, latency_ms: float) -> Verdict:
 
 
 def measure_latency(predictor: Predictor, schema: InputSchema, rows: Sequence[Sequence[Any]], rounds: int = 5) -> float:
-    """The median milliseconds to encode and predict one row, over `rounds` passes through `rows`; the first warms up."""
+    """The median milliseconds to encode and predict one row, over `rounds` passes through `rows` after a first one."""
     if not rows:
         raise ValueError("Latency needs at least one row to predict. Give some rows of the holdout.")
     times = []

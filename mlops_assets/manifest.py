@@ -8,6 +8,7 @@ import platform
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shutil import which
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -37,10 +38,10 @@ def run_manifest(project: Path = PROJECT) -> dict[str, Any]:
 
 
 def _git(project: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", *arguments], cwd=project, capture_output=True, text=True, check=False)
-    except FileNotFoundError:
+    git = which("git")
+    if git is None:
         return None
+    done = subprocess.run([git, *arguments], cwd=project, capture_output=True, text=True, check=False)
     return done.stdout.strip() if done.returncode == 0 else None
 
 

@@ -256,7 +256,8 @@ def mlflow_service(port: int) -> Service:
     """The tracking server and its UI."""
     from resources.mlflow import server_command
 
-    return Service("mlflow", server_command(port), url=f"http://{LOOPBACK}:{port}/health")
+    command, variables = server_command(port)
+    return Service("mlflow", command, url=f"http://{LOOPBACK}:{port}/health", environment=variables)
 
 
 def endpoint_service(port: int, models: Sequence[str] = ()) -> Service:

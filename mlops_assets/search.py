@@ -70,7 +70,7 @@ def _trial(
 def _study(search: Mapping[str, Any], metric: Metric) -> tuple[Callable[[], dict[str, Any]], Callable[[float], None]]:
     """How to ask for the next parameters, and how to tell what they were worth."""
     if search["trials"] == 1 or not search["space"]:
-        return dict, lambda value: None
+        return dict, lambda _: None
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

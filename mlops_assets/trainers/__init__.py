@@ -23,14 +23,20 @@ if TYPE_CHECKING:
 
     from mlops_assets.trainers.lightgbm import (
         LightGBMClassifier as LightGBMClassifier,
+    )
+    from mlops_assets.trainers.lightgbm import (
         LightGBMRegressor as LightGBMRegressor,
     )
     from mlops_assets.trainers.sklearn import (
         SklearnClassifier as SklearnClassifier,
+    )
+    from mlops_assets.trainers.sklearn import (
         SklearnRegressor as SklearnRegressor,
     )
     from mlops_assets.trainers.xgboost import (
         XGBoostClassifier as XGBoostClassifier,
+    )
+    from mlops_assets.trainers.xgboost import (
         XGBoostRegressor as XGBoostRegressor,
     )
 
@@ -117,11 +123,11 @@ class Trainer(ABC):
     def save(self, model: Any, directory: Path) -> None:
         """Write the model into `directory` (made if missing) in the framework's safe format."""
 
-    def learned(self, model: Any) -> dict[str, Any]:
+    def learned(self, model: Any) -> dict[str, Any]:  # noqa: ARG002 - a default that frameworks override
         """Parameters that early stopping found, to be fixed when refitting without validation rows."""
         return {}
 
-    def importance(self, model: Any) -> list[float]:
+    def importance(self, model: Any) -> list[float]:  # noqa: ARG002 - a default that frameworks override
         """How much each column served, in the columns' order; empty where it is not cheaply known."""
         return []
 

@@ -64,7 +64,7 @@ class _LightGBM(Trainer):
         """LightGBM only warns of names that it does not know; its own table of aliases lists those it does."""
         from lightgbm.basic import _ConfigAliases
 
-        aliases = _ConfigAliases._get_all_param_aliases()
+        aliases = _ConfigAliases._get_all_param_aliases()  # noqa: SLF001 - LightGBM shows the table nowhere else
         known = {*aliases, *(alias for names in aliases.values() for alias in names)}
         for name in settings:
             if name not in known:

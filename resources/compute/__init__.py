@@ -27,7 +27,8 @@ class UnknownComputeError(LookupError):
     @classmethod
     def of(cls, kind: str, known: list[str]) -> Self:
         return cls(
-            f"There is no compute of kind {kind!r} (known: {', '.join(known)}). Name one of these, or add resources/compute/{kind}.py."
+            f"There is no compute of kind {kind!r} (known: {', '.join(known)}). "
+            f"Name one of these, or add resources/compute/{kind}.py."
         )
 
 

@@ -71,9 +71,9 @@ def test_a_schema_survives_json() -> None:
 @pytest.mark.parametrize("value", [math.inf, -math.inf, 1e300])
 def test_infinity_is_refused_by_name(value: float) -> None:
     """An infinite value, or one that float32 makes infinite, names its column."""
-    with pytest.raises(InputError, match="'temp'.*infinite"):
+    with pytest.raises(InputError, match=r"'temp'.*infinite"):
         SCHEMA.encode([["UA", value, 1, True]])
-    with pytest.raises(InputError, match="'temp'.*infinite"):
+    with pytest.raises(InputError, match=r"'temp'.*infinite"):
         SCHEMA.encode_frame(SEEN.with_columns(temp=pl.lit(value)))
 
 

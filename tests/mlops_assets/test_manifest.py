@@ -7,7 +7,7 @@ import json
 import subprocess
 from pathlib import Path
 
-import numpy
+import numpy as np
 import pytest
 
 from mlops_assets.manifest import PROJECT, run_manifest
@@ -18,7 +18,7 @@ def test_the_manifest_names_code_machine_and_libraries() -> None:
     manifest = run_manifest()
     assert json.loads(json.dumps(manifest)) == manifest
     assert manifest["constraints_sha256"] == hashlib.sha256((PROJECT / "constraints.txt").read_bytes()).hexdigest()
-    assert manifest["packages"]["numpy"] == numpy.__version__
+    assert manifest["packages"]["numpy"] == np.__version__
     assert manifest["cpu_count"] >= 1 and manifest["memory_gb"] > 0 and manifest["gpu"] is None
 
 

@@ -15,8 +15,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_assets import Bool, Entity, Float64, Gate, Int64, IntRange, ModelPipeline, Search, String, TimeSplit
-from mlops_assets import feature_view, labels
+from mlops_assets import (
+    Bool,
+    Entity,
+    Float64,
+    Gate,
+    Int64,
+    IntRange,
+    ModelPipeline,
+    Search,
+    String,
+    TimeSplit,
+    feature_view,
+    labels,
+)
 from mlops_assets.input_schema import InputError
 from mlops_assets.trainers import LightGBMRegressor, Trainer, XGBoostClassifier
 from mlops_assets.training import TrainingDataError, evaluate, split, train, training_arguments
@@ -221,7 +233,7 @@ def test_an_infinite_value_names_its_column(tmp_path: Path) -> None:
     """Infinity in a feature stops training; an earlier bundle in the same place stays whole."""
     result = train(arguments(tmp_path))
     before = (Path(result["bundle"]) / "golden.json").read_text()
-    with pytest.raises(InputError, match="'temp'.*infinite"):
+    with pytest.raises(InputError, match=r"'temp'.*infinite"):
         train(arguments(tmp_path, flights().with_columns(temp=pl.lit(math.inf))))
     assert (Path(result["bundle"]) / "golden.json").read_text() == before
 

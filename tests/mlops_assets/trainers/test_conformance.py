@@ -147,7 +147,7 @@ def test_a_truncated_model_is_refused(trainer: Trainer, tmp_path: Path) -> None:
 
 @every_trainer
 def test_a_model_loads_in_a_process_that_never_trained(trainer: Trainer, tmp_path: Path) -> None:
-    """A fresh process predicts the same; boosters do so with scikit-learn made unimportable, and none imports Dagster."""
+    """A fresh process predicts the same without Dagster, and the boosters without scikit-learn."""
     expected = predictions(trainer, tmp_path / "model")
     np.save(tmp_path / "x.npy", rows(trainer.task)[0])
     blocked = ["dagster", "mlflow", "optuna"] + (["sklearn"] if trainer.framework != "sklearn" else [])
@@ -184,7 +184,7 @@ def test_an_unknown_parameter_is_named(trainer: Trainer) -> None:
 
 def test_unknown_names_say_what_exists(tmp_path: Path) -> None:
     """An unknown trainer or framework lists the known ones; a path is never imported."""
-    with pytest.raises(UnknownTrainerError, match="CatBoost.*XGBoostClassifier"):
+    with pytest.raises(UnknownTrainerError, match=r"CatBoost.*XGBoostClassifier"):
         trainer_named("CatBoost")
     with pytest.raises(UnknownTrainerError, match="xgboost"):
         load_predictor("os", tmp_path)
@@ -193,7 +193,7 @@ def test_unknown_names_say_what_exists(tmp_path: Path) -> None:
 
 def test_a_parameter_must_be_writable_as_json() -> None:
     """Objects and functions are refused where they are declared."""
-    with pytest.raises(TrainerParameterError, match="objective.*function"):
+    with pytest.raises(TrainerParameterError, match=r"objective.*function"):
         trainer_named("XGBoostClassifier", objective=lambda: None)
 
 

@@ -41,5 +41,5 @@ def test_the_works_own_error_is_raised(kind: str) -> None:
 
 def test_an_unknown_kind_lists_the_known() -> None:
     """A kind without a file is an error that names those that have one."""
-    with pytest.raises(UnknownComputeError, match="'mainframe'.*local"):
+    with pytest.raises(UnknownComputeError, match=r"'mainframe'.*local"):
         ComputeResource(kind="mainframe").run("copy:copy", {})
