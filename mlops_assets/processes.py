@@ -23,7 +23,7 @@ from uuid import uuid4
 
 import psutil
 
-from resources.environment import PROJECT, home, prepare_home, quiet_telemetry
+from resources.environment import DAGSTER_URL, MLFLOW_UI_URL, PROJECT, home, prepare_home, quiet_telemetry
 
 MARK = "MLOPS_SUPERVISED_BY"
 LOOPBACK = "127.0.0.1"
@@ -241,14 +241,15 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def dagster_services(port: int) -> list[Service]:
-    """The web server and the daemon, which runs schedules, sensors and the queue."""
+def dagster_services(port: int, mlflow_port: int) -> list[Service]:
+    """The web server and the daemon, which runs schedules, sensors and the queue; their links lead to these ports."""
     workspace = str(PROJECT / "workspace.yaml")
     web = [sys.executable, "-m", "dagster_webserver", "-w", workspace, "-h", LOOPBACK, "-p", str(port)]
     daemon = [sys.executable, "-m", "dagster._daemon", "run", "-w", workspace]
+    links = {DAGSTER_URL: f"http://{LOOPBACK}:{port}", MLFLOW_UI_URL: f"http://{LOOPBACK}:{mlflow_port}"}
     return [
-        Service("dagster", web, url=f"http://{LOOPBACK}:{port}/server_info"),
-        Service("daemon", daemon, says="Instance is configured with the following daemons"),
+        Service("dagster", web, url=f"http://{LOOPBACK}:{port}/server_info", environment=links),
+        Service("daemon", daemon, says="Instance is configured with the following daemons", environment=links),
     ]
 
 
@@ -275,5 +276,6 @@ def up(dagster: int = 3000, endpoint: int = 3001, mlflow: int = 5000, say: Say =
     ports: list[int] = []
     for preferred in (dagster, endpoint, mlflow):
         ports.append(free_port(preferred, taken=ports))
-    services = [*dagster_services(ports[0]), mlflow_service(ports[2]), endpoint_service(ports[1])]
+    web, serving, tracking = ports
+    services = [*dagster_services(web, tracking), mlflow_service(tracking), endpoint_service(serving)]
     return supervise(services, home() / "logs", say)

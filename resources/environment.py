@@ -51,17 +51,21 @@ class MissingSettingsError(ValueError):
 
 @dataclass(frozen=True)
 class Setting:
-    """An address that a deployed environment reads from a variable; its scheme is one of `schemes`."""
+    """An address that a deployed environment reads from a variable; its scheme is one of `schemes`.
+
+    One that people see, as a link or in the UI, is not `secret` and must hold no password.
+    """
 
     variable: str
     schemes: tuple[str, ...]
     example: str
     meaning: str
+    secret: bool = False
 
     @property
     def fits(self) -> bool:
         given = urlsplit(os.environ.get(self.variable, ""))
-        return given.scheme in self.schemes and bool(given.netloc)
+        return given.scheme in self.schemes and bool(given.netloc) and (self.secret or "@" not in given.netloc)
 
 
 POSTGRES = Setting(
@@ -69,11 +73,15 @@ POSTGRES = Setting(
     ("postgresql+psycopg2",),  # unnamed, SQLAlchemy 2.1 takes psycopg 3, whose bound NOTIFY dagster-postgres cannot use
     "postgresql+psycopg2://user:password@db:5432/dagster",
     "runs, events and schedules of Dagster",
+    secret=True,
 )
-REDIS = Setting("MLOPS_REDIS_URL", ("redis", "rediss"), "redis://cache:6379/0", "online features")
+REDIS = Setting("MLOPS_REDIS_URL", ("redis", "rediss"), "redis://cache:6379/0", "online features", secret=True)
 S3 = Setting("MLOPS_S3_URL", ("s3",), "s3://bucket/prefix", "the lake and the logs; AWS_* hold the credentials")
-WEBHOOK, DAGSTER_URL = "MLOPS_ALERT_WEBHOOK", "MLOPS_DAGSTER_URL"  # both may be left out
-MLFLOW = Setting("MLOPS_MLFLOW_URL", ("http", "https"), "http://mlflow:5000", "the tracking server and registry")
+# These may be left out; `mlops up` names the two pages by the ports it found.
+WEBHOOK, DAGSTER_URL, MLFLOW_UI_URL = "MLOPS_ALERT_WEBHOOK", "MLOPS_DAGSTER_URL", "MLOPS_MLFLOW_UI_URL"
+MLFLOW = Setting(
+    "MLOPS_MLFLOW_URL", ("http", "https"), "http://mlflow:5000", "runs and models; MLFLOW_TRACKING_USERNAME, _PASSWORD"
+)
 SETTINGS = (POSTGRES, REDIS, S3, MLFLOW)
 
 
@@ -161,7 +169,7 @@ def _embedded() -> dict[str, Any]:
         "io_manager": ParquetIOManager(lake=lake),
         "feast": FeastResource(),
         "compute": ComputeResource(),
-        "mlflow": MlflowResource(),
+        "mlflow": MlflowResource(ui_url=os.environ.get(MLFLOW_UI_URL, "http://127.0.0.1:5000")),
         "bentos": BentoStore(),
         "releases": ReleaseStore(),
         "champions": ChampionStore(),
@@ -183,10 +191,16 @@ def _alerts() -> Any:
 def _deployed() -> dict[str, Any]:
     """Servers of the environment's own; releases and Bentos lie on the volume mounted at MLOPS_HOME."""
     from resources.lake import Lake, ParquetIOManager
+    from resources.mlflow import MlflowResource
 
     address = settings()
     lake = Lake(root=f"{address[S3.variable]}/lake")
-    return {**_embedded(), "lake": lake, "io_manager": ParquetIOManager(lake=lake)}
+    return {
+        **_embedded(),
+        "lake": lake,
+        "io_manager": ParquetIOManager(lake=lake),
+        "mlflow": MlflowResource(tracking_uri=address[MLFLOW.variable]),
+    }
 
 
 FACTORIES: Mapping[EnvironmentName, Callable[[], dict[str, Any]]] = {

@@ -35,7 +35,7 @@ ADDRESSES = {
     POSTGRES.variable: "postgresql+psycopg2://user:hunter2@db:5432/dagster",
     REDIS.variable: "redis://:hunter2@cache:6379/0",
     S3.variable: "s3://bucket/prefix",
-    MLFLOW.variable: "http://user:hunter2@mlflow:5000",
+    MLFLOW.variable: "http://mlflow:5000",
 }
 
 
@@ -97,11 +97,22 @@ def test_an_address_of_another_form_is_refused_without_showing_it(
     assert "hunter2" not in str(failure.value)
 
 
+@pytest.mark.parametrize("setting", [S3, MLFLOW], ids=lambda setting: setting.variable)
+def test_an_address_that_people_see_holds_no_password(deployed: Path, monkeypatch: pytest.MonkeyPatch, setting):
+    """It is a link in the UI: credentials have variables of their own."""
+    monkeypatch.setenv(setting.variable, setting.example.replace("://", "://user:hunter2@"))
+    with pytest.raises(MissingSettingsError, match=setting.variable) as failure:
+        resources_for()
+    assert "hunter2" not in str(failure.value)
+
+
 def test_every_environment_has_the_same_keys(deployed: Path):
     """The definitions are the same everywhere, and so each factory serves the same keys."""
     keys = {name: set(resources_for(name)) for name in ("local", "test", "staging", "production")}
     assert keys["local"] == keys["test"] == keys["staging"] == keys["production"]
-    assert {"lake", "io_manager", "feast", "compute", "bentos", "releases", "champions", "alerts"} <= keys["local"]
+    assert {"lake", "io_manager", "feast", "mlflow", "compute", "bentos", "releases", "champions", "alerts"} <= keys[
+        "local"
+    ]
 
 
 def test_the_deployed_lake_is_the_named_one(deployed: Path, monkeypatch: pytest.MonkeyPatch):
@@ -109,6 +120,14 @@ def test_the_deployed_lake_is_the_named_one(deployed: Path, monkeypatch: pytest.
     for address in ("s3://bucket/prefix", "s3://bucket/prefix/"):
         monkeypatch.setenv(S3.variable, address)
         assert str(resources_for()["lake"].path("a/b")) == "s3://bucket/prefix/lake/a/b/all.parquet"
+
+
+def test_mlflow_is_the_named_server_or_the_one_under_home(deployed: Path, monkeypatch: pytest.MonkeyPatch):
+    """Deployed, runs go to MLOPS_MLFLOW_URL; on one machine to SQLite, and links to the UI that `mlops up` started."""
+    assert resources_for("production")["mlflow"].uri == ADDRESSES[MLFLOW.variable]
+    monkeypatch.setenv("MLOPS_MLFLOW_UI_URL", "http://127.0.0.1:5017")
+    local = resources_for("local")["mlflow"]
+    assert (local.uri, local.ui_url) == (f"sqlite:///{deployed / 'mlflow' / 'mlflow.db'}", "http://127.0.0.1:5017")
 
 
 def test_the_deployed_online_store_is_the_named_redis(deployed: Path, monkeypatch: pytest.MonkeyPatch):
