@@ -145,7 +145,7 @@ def test_a_truncated_model_is_refused(trainer: Trainer, tmp_path: Path) -> None:
         load_predictor(trainer.framework, tmp_path)
 
 
-@every_trainer
+@pytest.mark.parametrize("trainer", {trainer.framework: trainer for trainer in SUBJECTS}.values(), ids=repr)
 def test_a_model_loads_in_a_process_that_never_trained(trainer: Trainer, tmp_path: Path) -> None:
     """A fresh process predicts the same without Dagster, and the boosters without scikit-learn."""
     expected = predictions(trainer, tmp_path / "model")
