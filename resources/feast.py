@@ -97,10 +97,11 @@ class FeastResource(dg.ConfigurableResource[Any]):
 
         Rows that the packed store already holds, or holds a newer event for, are not written again;
         `republish` writes the held ones too, to fill a store that was emptied. Rows with a null key
-        are of nothing and are left out. Raises UnknownViewError.
+        are of nothing and are left out; a NaN or an infinity is published as null. Raises UnknownViewError.
         """
         view = self._view(table)
-        newest = newest_per_key(frame, view.join_keys)
+        columns = [*view.join_keys, "event_timestamp", *(feature.name for feature in view.features)]
+        newest = finite(newest_per_key(frame.select(columns), view.join_keys))
         with self._alone("online"):
             rows = packed_rows(newest, view.join_keys)
             held = self.packed().read(table, [key for key, _, _ in rows])
@@ -166,6 +167,15 @@ def newest_per_key(frame: "pl.DataFrame", join_keys: Sequence[str]) -> "pl.DataF
     """The row of the latest `event_timestamp` of each key, the last of equals."""
     whole = frame.drop_nulls([*join_keys, "event_timestamp"])
     return whole.sort("event_timestamp", maintain_order=True).unique(join_keys, keep="last", maintain_order=True)
+
+
+def finite(frame: "pl.DataFrame") -> "pl.DataFrame":
+    """NaN and infinity as null: JSON has no other word for them, and both stores must say the same."""
+    import polars as pl
+    from polars import selectors
+
+    floats = selectors.float()
+    return frame.with_columns(pl.when(floats.is_finite()).then(floats).name.keep())
 
 
 def packed_rows(frame: "pl.DataFrame", join_keys: Sequence[str]) -> list[Row]:

@@ -160,6 +160,19 @@ def test_what_is_held_is_not_written_again_unless_asked(feast_resource: FeastRes
     assert by_plain_feast(url, home, [("EWR", 1)])[0]["delay"] == 5.0
 
 
+def test_nan_infinity_and_columns_beyond_the_view_are_published_by_neither(
+    feast_resource: FeastResource, url: str, home: Path
+) -> None:
+    """What plain Feast answers and what the endpoint reads is the same, value for value."""
+    frame = rows(("EWR", 1, 0, float("nan")), ("JFK", 1, 0, float("inf"))).with_columns(extra=1)
+    feast_resource.write_online(TABLE, frame.select("extra", *reversed(frame.columns[:-1])))
+    keys = [("EWR", 1), ("JFK", 1)]
+    answers = by_plain_feast(url, home, keys)
+    assert [answer["delay"] for answer in answers] == [None, None]
+    packed = [row and row[1] for row in feast_resource.packed().read(TABLE, keys)]
+    assert [{**answer, "landed": row and row["landed"]} for answer, row in zip(answers, packed, strict=True)] == packed
+
+
 def test_nothing_to_publish_is_no_error(feast_resource: FeastResource) -> None:
     assert feast_resource.write_online(TABLE, rows()) == Published(keys=0, written=0)
     assert feast_resource.read_online(TABLE, [], list(SCHEMA)) == []
