@@ -52,18 +52,19 @@ class NoFreePortError(RuntimeError):
 class Service:
     """A command that runs until it is stopped.
 
-    It is ready when `url` answers over HTTP with less than 500, or, without a url, when its log says `says`.
+    It is ready when `url` + `probe` answers over HTTP with less than 500, or, without a url, when its log says `says`.
     """
 
     name: str
     command: Sequence[str]
     url: str | None = None
+    probe: str = "/"
     says: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     ready_within: float = 180.0
 
     def is_ready(self, log: Path) -> bool:
-        return answers(self.url) if self.url else self.says in log.read_text(errors="replace")
+        return answers(self.url + self.probe) if self.url else self.says in log.read_text(errors="replace")
 
 
 @dataclass(frozen=True)
@@ -248,7 +249,7 @@ def dagster_services(port: int, mlflow_port: int) -> list[Service]:
     daemon = [sys.executable, "-m", "dagster._daemon", "run", "-w", workspace]
     links = {DAGSTER_URL: f"http://{LOOPBACK}:{port}", MLFLOW_UI_URL: f"http://{LOOPBACK}:{mlflow_port}"}
     return [
-        Service("dagster", web, url=f"http://{LOOPBACK}:{port}/server_info", environment=links),
+        Service("dagster", web, url=f"http://{LOOPBACK}:{port}", probe="/server_info", environment=links),
         Service("daemon", daemon, says="Instance is configured with the following daemons", environment=links),
     ]
 
@@ -258,7 +259,7 @@ def mlflow_service(port: int) -> Service:
     from resources.mlflow import server_command
 
     command, variables = server_command(port)
-    return Service("mlflow", command, url=f"http://{LOOPBACK}:{port}/health", environment=variables)
+    return Service("mlflow", command, url=f"http://{LOOPBACK}:{port}", probe="/health", environment=variables)
 
 
 def endpoint_service(port: int, models: Sequence[str] = ()) -> Service:
@@ -266,7 +267,7 @@ def endpoint_service(port: int, models: Sequence[str] = ()) -> Service:
     from mlops_assets.serving.process import serve_command
 
     command, variables = serve_command(port, models=models)
-    return Service("endpoint", command, url=f"http://{LOOPBACK}:{port}/livez", environment=variables)
+    return Service("endpoint", command, url=f"http://{LOOPBACK}:{port}", probe="/livez", environment=variables)
 
 
 def up(dagster: int = 3000, endpoint: int = 3001, mlflow: int = 5000, say: Say = print) -> int:

@@ -169,7 +169,7 @@ def test_a_web_service_is_ready_when_it_answers(pids: Path, tmp_path: Path):
     """Not when its process exists: the line is said after the URL answers, a missing page included."""
     said: list[str] = []
     port = free_port(20000 + os.getpid() % 20000)
-    url = f"http://127.0.0.1:{port}/"
+    url = f"http://127.0.0.1:{port}"
     assert not answers(url)
     with running([service("web", WEB, pids, port, 404, url=url)], tmp_path) as services:
         await_ready(services, said.append)
@@ -181,7 +181,7 @@ def test_a_web_service_is_ready_when_it_answers(pids: Path, tmp_path: Path):
 def test_what_answers_with_an_error_of_its_own_is_not_ready(pids: Path, tmp_path: Path):
     """A server that is up but broken does not count."""
     port = free_port(20000 + os.getpid() % 20000)
-    one = service("broken", WEB, pids, port, 501, url=f"http://127.0.0.1:{port}/", ready_within=2)
+    one = service("broken", WEB, pids, port, 501, url=f"http://127.0.0.1:{port}", ready_within=2)
     with pytest.raises(ServiceFailedError, match="broken was not ready"), running([one], tmp_path) as services:
         await_ready(services)
 
