@@ -165,11 +165,11 @@ class Story:
         return list(answer.json()["predictions"])
 
     def versions_answering(self) -> set[str]:
-        """The versions that answer a spread of requests now."""
-        moment = datetime(REPLAY_FROM.year, REPLAY_FROM.month, REPLAY_FROM.day, 12, tzinfo=UTC)
-        rows = [row for _, group in departures(self.model, moment, moment + 6 * HOUR) for row in group]
-        probes = [{**row, self.model.labels.key: f"probe-{index}"} for index, row in enumerate(rows)]
-        return {answer["version"] for answer in self.ask(probes, moment)}
+        """The versions that the endpoint has loaded and gives traffic to."""
+        import httpx
+
+        answer = httpx.get(f"{self.endpoint}/{self.model.id}/release", timeout=30)
+        return {variant["version"] for variant in answer.json()["serving"]}
 
     def await_versions(self, expected: set[str]) -> None:
         """Wait until exactly these versions answer; the endpoint follows its record within a second."""
@@ -187,12 +187,10 @@ class Story:
 
         links = ("predictions", "scores", "drift_report", "performance_report")
         result = self.materialize([link_key(self.model, link) for link in links], partition=str(day))
-        found = {
+        return {
             event.asset_key.path[-1]: {name: value.value for name, value in event.materialization.metadata.items()}
             for event in result.get_asset_materialization_events()
-            for event in [event.step_materialization_data]
         }
-        return found
 
     def failing_checks(self, day: date) -> list[str]:
         """The monitoring checks that failed on a day."""
@@ -218,7 +216,7 @@ class Story:
 
         name = f"{self.model.team}__{self.model.name}__{sensor}"
         context = dg.build_sensor_context(instance=self.instance, cursor=self.cursors.get(name), definitions=defs)
-        result = defs.get_sensor_def(name)(context)
+        result = defs.resolve_sensor_def(name)(context)
         self.cursors[name] = result.cursor
         return result
 
@@ -254,7 +252,7 @@ class Story:
         """Note a training run; returns the candidate's version."""
         key = [self.model.team, self.model.name, "candidate"]
         metadata = next(
-            event.step_materialization_data.materialization.metadata
+            event.materialization.metadata
             for event in result.get_asset_materialization_events()
             if event.asset_key is not None and list(event.asset_key.path) == key
         )
@@ -366,7 +364,7 @@ def _canary(story: Story, first: str, second: str) -> None:
                 raise StoryError.of("the canary", f"version {second} as champion", story.traffic)
             _live(story, day)
             before = story.traffic
-            story.say(str(story.tick("rollout").skip_message))
+            story.say(story.tick("rollout").skip_reason.skip_message)
             if story.traffic != before:
                 story.tell("canary advanced", version=second)
             day += timedelta(days=1)

@@ -166,7 +166,7 @@ def _embedded() -> dict[str, Any]:
     lake = Lake()
     return {
         "lake": lake,
-        "io_manager": ParquetIOManager(lake=lake),
+        "io_manager": ParquetIOManager(root=lake.root),
         "feast": FeastResource(),
         "compute": ComputeResource(),
         "mlflow": MlflowResource(ui_url=os.environ.get(MLFLOW_UI_URL, "http://127.0.0.1:5000")),
@@ -198,7 +198,7 @@ def _deployed() -> dict[str, Any]:
     return {
         **_embedded(),
         "lake": lake,
-        "io_manager": ParquetIOManager(lake=lake),
+        "io_manager": ParquetIOManager(root=lake.root),
         "mlflow": MlflowResource(tracking_uri=address[MLFLOW.variable]),
     }
 

@@ -248,10 +248,14 @@ class ParquetIOManager(dg.ConfigurableIOManager):
     column named in the asset's metadata as `partition_column` (default `event_timestamp`). Every
     partition of the run gets a file, an empty one too: empty is a result, missing is not. Where a
     partition is no slice of time (a training set as of a cutoff), `partition_column` is None and
-    a run takes one partition.
+    a run takes one partition. `root` is the lake's.
     """
 
-    lake: Lake
+    root: str | None = None
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(root=self.root)
 
     def handle_output(self, context: dg.OutputContext, obj: Any) -> None:
         import polars as pl

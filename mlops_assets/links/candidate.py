@@ -65,7 +65,7 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         path = lake.path(training_set, context.partition_key)
         with _workplace() as out, mlflow.run(model.id, name=context.partition_key, tags=run_tags(model, context)) as run_id:
             trained = compute.run(ENTRYPOINT, arguments(model, cutoff, path, out))
-            mlflow.log_trials(run_id, trials(out))
+            mlflow.log_trials(run_id, f"validation_{model.gate.metric}", trials(out))
             verdicts = judged(model, mlflow, out, trained)
             _complete_bundle(model, out, run_id, trained, context)
             version = _register(model, mlflow, out, run_id, trained, verdicts, context.partition_key)
@@ -98,7 +98,7 @@ def run_tags(model: ModelPipeline, context: dg.AssetExecutionContext) -> dict[st
     """What leads from MLflow back to Dagster."""
     provenance = context.get_asset_provenance(context.asset_key)
     return {
-        "dagster/run_id": context.run_id,
+        "dagster/run_id": context.run.run_id,
         "dagster/asset_key": context.asset_key.to_user_string(),
         "dagster/partition": context.partition_key,
         "dagster/code_version": provenance.code_version if provenance else "",
@@ -147,7 +147,7 @@ def _complete_bundle(
         "framework": trained["framework"],
         "label": model.label,
         "run_id": run_id,
-        "dagster_run_id": context.run_id,
+        "dagster_run_id": context.run.run_id,
         "cutoff": context.partition_key,
         "training_set": {"hash": _training_set_hash(model, context), "rows": sum(trained["rows"].values())},
         "metric": trained["metric"],
@@ -186,9 +186,9 @@ def _register(
     """Log everything to the run and register its bundle; the gate's verdict is a tag of the version."""
     refused = [verdict for verdict in verdicts if not verdict.passed]
     name = trained["metric"]["name"]
-    mlflow.log_params(run_id, trained["params"])
-    mlflow.log_metrics(run_id, {f"{part}_{metric}": value for part, found in trained["metrics"].items() for metric, value in found.items()})
-    mlflow.log_metrics(run_id, {f"seconds_{part}": value for part, value in trained["seconds"].items()})
+    metrics = {f"{part}_{metric}": value for part, found in trained["metrics"].items() for metric, value in found.items()}
+    seconds = {f"seconds_{part}": value for part, value in trained["seconds"].items()}
+    mlflow.log(run_id, params=trained["params"], metrics={**metrics, **seconds})
     mlflow.log_directory(run_id, out / BUNDLE, BUNDLE)
     return mlflow.register(
         model.registered_name,
@@ -216,7 +216,7 @@ def told(
     return {
         "version": version,
         "mlflow_run_id": run_id,
-        "mlflow_run": mlflow.run_link(run_id),
+        "mlflow_run": dg.MetadataValue.url(mlflow.run_url(run_id)),
         "metric": trained["metric"]["holdout"],
         "metric_name": trained["metric"]["name"],
         "trials": trained["trials"],

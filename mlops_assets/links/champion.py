@@ -38,7 +38,7 @@ def champion_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         newest = promotion.next_champion(model)
         if newest is None:
             raise dg.Failure(f"No version of {model.title} passed its gate. Look at the checks of its candidates.", allow_retries=False)
-        move = promotion.crown(model, newest.version, by=f"run {context.run_id}", why=f"passed its gate as of {newest.tags.get('cutoff')}")
+        move = promotion.crown(model, newest.version, by=f"run {context.run.run_id}", why=f"passed its gate as of {newest.tags.get('cutoff')}")
         yield dg.MaterializeResult(
             metadata={
                 "version": newest.version,

@@ -42,7 +42,7 @@ def endpoint_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         if version is None or tag is None:
             raise dg.Failure(f"{model.title} has no champion with a Bento. Materialize its bento first.", allow_retries=False)
         record = promotion.releases.start_canary(
-            model.id, tag, version, list(model.serve.canary), by=f"run {context.run_id}", why=f"version {version} became champion"
+            model.id, tag, version, list(model.serve.canary), by=f"run {context.run.run_id}", why=f"version {version} became champion"
         )
         yield dg.MaterializeResult(metadata=told(record), data_version=dg.DataVersion(str(record.revision)))
         yield spec.check_result(key, champion_released(record, tag))

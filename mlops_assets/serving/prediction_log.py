@@ -15,7 +15,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import date, datetime
 from pathlib import Path
@@ -183,14 +183,11 @@ class PredictionLog:
         Columns: those of `_columns` (event_times and fallbacks are JSON text), then the join keys and the
         inputs by name. An input that has the name of one of them is left out.
         """
-        import polars as pl
+        return _table(line for line in self._lines(model) if line["at"].startswith(day.isoformat()))
 
-        lines = [_flat(line) for line in self._lines(model) if line["at"].startswith(day.isoformat())]
-        times = pl.col("at", "logged_at").str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC")
-        columns = _columns()
-        frame = pl.DataFrame(lines, infer_schema_length=None) if lines else pl.DataFrame(schema=columns)
-        typed = frame.with_columns(pl.col(name).cast(dtype) for name, dtype in columns.items()).with_columns(times)
-        return typed.unique(["writer", "seq", "request_id"]).sort("at", "writer", "seq")
+    def since(self, model: str, moment: datetime) -> pl.DataFrame:
+        """The answers written down at or after a moment, in the same form."""
+        return _table(line for line in self._lines(model) if datetime.fromisoformat(line["logged_at"]) >= moment)
 
     def gaps(self, model: str) -> Gaps:
         """What is missing from the log of a model."""
@@ -225,6 +222,17 @@ class PredictionLog:
                         yield orjson.loads(line)
                     except orjson.JSONDecodeError:
                         continue  # its seq is missing, so `gaps` names it unless it was the last
+
+
+def _table(lines: Iterable[dict[str, Any]]) -> pl.DataFrame:
+    """Each answer once, ordered by `at`; no lines give an empty frame."""
+    import polars as pl
+
+    columns, flat = _columns(), [_flat(line) for line in lines]
+    times = pl.col("at", "logged_at").str.to_datetime("%Y-%m-%dT%H:%M:%S%.f%:z", time_unit="us", time_zone="UTC")
+    frame = pl.DataFrame(flat, infer_schema_length=None) if flat else pl.DataFrame(schema=columns)
+    typed = frame.with_columns(pl.col(name).cast(dtype) for name, dtype in columns.items()).with_columns(times)
+    return typed.unique(["writer", "seq", "request_id"]).sort("at", "writer", "seq")
 
 
 def _columns() -> dict[str, pl.DataType]:

@@ -220,7 +220,7 @@ def run(
     return dg.materialize(
         assets,
         selection=selection,
-        resources={"io_manager": ParquetIOManager(lake=lake)},
+        resources={"io_manager": ParquetIOManager(root=lake.root)},
         tags={"dagster/asset_partition_range_start": days[0], "dagster/asset_partition_range_end": days[1]}
         if days
         else None,

@@ -68,7 +68,7 @@ def materialize(lake: Lake, *tables, day: str = DAY) -> dg.ExecuteInProcessResul
         assets,
         selection=dg.AssetSelection.assets(*map(asset_key, tables)),
         partition_key=day,
-        resources={"io_manager": ParquetIOManager(lake=lake), "lake": lake},
+        resources={"io_manager": ParquetIOManager(root=lake.root), "lake": lake},
         raise_on_error=False,
     )
 
