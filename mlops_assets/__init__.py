@@ -12,44 +12,103 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mlops_assets.declarations import (
         DeclarationError as DeclarationError,
+    )
+    from mlops_assets.declarations import (
         Entity as Entity,
+    )
+    from mlops_assets.declarations import (
         FeatureSelection as FeatureSelection,
+    )
+    from mlops_assets.declarations import (
         FeatureView as FeatureView,
+    )
+    from mlops_assets.declarations import (
         FloatRange as FloatRange,
+    )
+    from mlops_assets.declarations import (
         Gate as Gate,
+    )
+    from mlops_assets.declarations import (
         IntRange as IntRange,
+    )
+    from mlops_assets.declarations import (
         Labels as Labels,
+    )
+    from mlops_assets.declarations import (
         ModelPipeline as ModelPipeline,
+    )
+    from mlops_assets.declarations import (
         Monitor as Monitor,
+    )
+    from mlops_assets.declarations import (
         Search as Search,
+    )
+    from mlops_assets.declarations import (
         Serve as Serve,
+    )
+    from mlops_assets.declarations import (
         Source as Source,
+    )
+    from mlops_assets.declarations import (
         TimeSplit as TimeSplit,
+    )
+    from mlops_assets.declarations import (
         feature_view as feature_view,
+    )
+    from mlops_assets.declarations import (
         labels as labels,
+    )
+    from mlops_assets.declarations import (
         source as source,
     )
     from mlops_assets.fields import (
         Bool as Bool,
+    )
+    from mlops_assets.fields import (
         Field as Field,
+    )
+    from mlops_assets.fields import (
         Float64 as Float64,
+    )
+    from mlops_assets.fields import (
         Int64 as Int64,
+    )
+    from mlops_assets.fields import (
         String as String,
+    )
+    from mlops_assets.fields import (
         UnixTimestamp as UnixTimestamp,
     )
 
-_HOMES = {
-    "mlops_assets.fields": ("Bool", "Field", "Float64", "Int64", "String", "UnixTimestamp"),
-    "mlops_assets.declarations": (
-        "DeclarationError", "Entity", "FeatureSelection", "FeatureView", "FloatRange", "Gate", "IntRange", "Labels",
-        "ModelPipeline", "Monitor", "Search", "Serve", "Source", "TimeSplit", "feature_view", "labels", "source",
-    ),
-}  # fmt: skip
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-__all__ = sorted(_HOME_OF)
+__all__ = [
+    "Bool",
+    "DeclarationError",
+    "Entity",
+    "FeatureSelection",
+    "FeatureView",
+    "Field",
+    "Float64",
+    "FloatRange",
+    "Gate",
+    "Int64",
+    "IntRange",
+    "Labels",
+    "ModelPipeline",
+    "Monitor",
+    "Search",
+    "Serve",
+    "Source",
+    "String",
+    "TimeSplit",
+    "UnixTimestamp",
+    "feature_view",
+    "labels",
+    "source",
+]
+_FIELDS = {"Bool", "Field", "Float64", "Int64", "String", "UnixTimestamp"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
+    if name not in __all__:
         raise AttributeError(f"module 'mlops_assets' has no attribute {name!r} (it has: {', '.join(__all__)})")
-    return getattr(import_module(_HOME_OF[name]), name)
+    return getattr(import_module(f"mlops_assets.{'fields' if name in _FIELDS else 'declarations'}"), name)

@@ -75,7 +75,11 @@ class Catalog:
             return
         if taken is not None:
             raise DeclarationError.of(
-                declaration.title, "name", declaration.name, f"one declaration per name; {taken.title} has it", "Rename one."
+                declaration.title,
+                "name",
+                declaration.name,
+                f"one declaration per name; {taken.title} has it",
+                "Rename one.",
             )
         shelf[declaration.id] = declaration
 
@@ -102,32 +106,32 @@ class Catalog:
                 )
             yield name, self.tables[f"{table.team}/{name}"]
 
-    def model(self, id: str) -> ModelPipeline:
-        if id not in self.models:
-            raise UnknownDeclarationError.of("model", id, self.models)
-        return self.models[id]
+    def model(self, name: str) -> ModelPipeline:
+        if name not in self.models:
+            raise UnknownDeclarationError.of("model", name, self.models)
+        return self.models[name]
 
     @property
     def views(self) -> list[FeatureView]:
         return [table for table in self.tables.values() if isinstance(table, FeatureView)]
 
-    def view(self, id: str) -> FeatureView:
+    def view(self, name: str) -> FeatureView:
         views = {view.id: view for view in self.views}
-        if id not in views:
-            raise UnknownDeclarationError.of("feature view", id, views)
-        return views[id]
+        if name not in views:
+            raise UnknownDeclarationError.of("feature view", name, views)
+        return views[name]
 
-    def labels(self, id: str) -> Labels:
+    def labels(self, name: str) -> Labels:
         known = {table.id: table for table in self.tables.values() if isinstance(table, Labels)}
-        if id not in known:
-            raise UnknownDeclarationError.of("label table", id, known)
-        return known[id]
+        if name not in known:
+            raise UnknownDeclarationError.of("label table", name, known)
+        return known[name]
 
     def features(self, reference: str) -> FeatureSelection:
         """`team/view` for all features, `team/view:a,b` for some, as Feast writes them."""
-        id, _, names = reference.partition(":")
-        view = self.view(id)
-        return view[[name.strip() for name in names.split(",")]] if names else view.selection
+        name, _, names = reference.partition(":")
+        view = self.view(name)
+        return view[[item.strip() for item in names.split(",")]] if names else view.selection
 
 
 def team_modules(package: ModuleType) -> Iterator[ModuleType]:

@@ -62,7 +62,9 @@ def conform(frame: pl.LazyFrame, table: Source | FeatureView | Labels) -> pl.Dat
     columns, given = columns_of(table), frame.collect_schema()
     if missing := [name for name in columns if name not in given]:
         raise SchemaError.of(
-            table.title, f"column {missing} is missing (it has: {', '.join(given.names())})", "Return it or undeclare it."
+            table.title,
+            f"column {missing} is missing (it has: {', '.join(given.names())})",
+            "Return it or undeclare it.",
         )
     for name, declared in columns.items():
         _refuse_unreadable(table.title, name, declared, given[name])
@@ -71,7 +73,9 @@ def conform(frame: pl.LazyFrame, table: Source | FeatureView | Labels) -> pl.Dat
     try:
         return casted.collect().sort([time, *key_of(table)] if time else key_of(table))
     except (pl.exceptions.InvalidOperationError, pl.exceptions.ComputeError) as error:
-        raise SchemaError.of(table.title, f"a value does not fit its declared type: {error}", "Mend the source.") from error
+        raise SchemaError.of(
+            table.title, f"a value does not fit its declared type: {error}", "Mend the source."
+        ) from error
 
 
 def _refuse_unreadable(title: str, name: str, declared: Field, given: pl.DataType) -> None:
@@ -79,12 +83,16 @@ def _refuse_unreadable(title: str, name: str, declared: Field, given: pl.DataTyp
 
     if isinstance(given, pl.Datetime) and given.time_zone is None:
         raise SchemaError.of(
-            title, f"column {name!r} is a time without a zone", "Say which: .dt.replace_time_zone('UTC') or the local zone."
+            title,
+            f"column {name!r} is a time without a zone",
+            "Say which: .dt.replace_time_zone('UTC') or the local zone.",
         )
     wanted = declared.polars
     numeric = (given.is_numeric() or given == pl.Boolean()) and wanted.is_numeric()
     if not (given == wanted or numeric or given == pl.Null() or type(given) is type(wanted)):
-        raise SchemaError.of(title, f"column {name!r} is {given}, declared as {declared.dtype}", "Cast it or declare its type.")
+        raise SchemaError.of(
+            title, f"column {name!r} is {given}, declared as {declared.dtype}", "Cast it or declare its type."
+        )
 
 
 def claims(rows: pl.DataFrame, table: Source | FeatureView | Labels) -> list[Claim]:
@@ -133,7 +141,9 @@ def in_bounds(rows: pl.DataFrame, columns: Mapping[str, Field]) -> Claim:
         found = rows.filter(bad)[name]
         if len(found):
             outside[name] = f"{len(found)} values outside [{low}, {high}], e.g. {found.head(EXAMPLES).to_list()}"
-    return Claim("in_bounds", not outside, "; ".join(f"{name}: {why}" for name, why in outside.items()) or "all within bounds")
+    return Claim(
+        "in_bounds", not outside, "; ".join(f"{name}: {why}" for name, why in outside.items()) or "all within bounds"
+    )
 
 
 def null_share(rows: pl.DataFrame, columns: Mapping[str, Field]) -> Claim:
@@ -143,7 +153,9 @@ def null_share(rows: pl.DataFrame, columns: Mapping[str, Field]) -> Claim:
     return Claim(
         "null_share",
         not over,
-        "; ".join(f"{name}: {share:.1%} null, at most {columns[name].max_null_share:.1%}" for name, share in over.items())
+        "; ".join(
+            f"{name}: {share:.1%} null, at most {columns[name].max_null_share:.1%}" for name, share in over.items()
+        )
         or "every column within its limit",
         numbers={f"null_share/{name}": round(share, 6) for name, share in shares.items() if share},
     )

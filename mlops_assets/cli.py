@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import getpass
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +17,9 @@ if TYPE_CHECKING:
     from mlops_assets.declarations import ModelPipeline
     from mlops_assets.promotion import Promotion
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Models as assets: from raw data to a monitored endpoint.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Models as assets: from raw data to a monitored endpoint."
+)
 new = typer.Typer(no_args_is_help=True, help="Write the file of a new declaration.")
 app.add_typer(new, name="new")
 
@@ -70,7 +73,10 @@ def up() -> None:
 @app.command()
 def promote(
     model: Model,
-    version: Annotated[str | None, typer.Option(help="A registered version; by default the running canary, else the newest that passed")] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(help="A registered version; by default the running canary, else the newest that passed"),
+    ] = None,
     why: Why = "promoted by hand",
 ) -> None:
     """Give a version all traffic and make it the champion."""
@@ -94,7 +100,10 @@ def history(model: Model) -> None:
     _print_table(
         f"History of {model}",
         ["at", "by", "what", "from", "to", "why"],
-        [(e.at, e.by, e.what, e.before, e.after, e.why) for e in events(pipeline, promotion.releases, promotion.champions)],
+        [
+            (e.at, e.by, e.what, e.before, e.after, e.why)
+            for e in events(pipeline, promotion.releases, promotion.champions)
+        ],
     )
 
 
@@ -114,7 +123,11 @@ def runs(model: Model) -> None:
         )
         for item in sorted(promotion.mlflow.versions(pipeline.registered_name), key=lambda item: int(item.version))
     ]
-    _print_table(f"Candidates of {model}", ["version", "cutoff", pipeline.gate.metric, "gate", "why", "bento", "MLflow run"], rows)
+    _print_table(
+        f"Candidates of {model}",
+        ["version", "cutoff", pipeline.gate.metric, "gate", "why", "bento", "MLflow run"],
+        rows,
+    )
 
 
 @app.command()
@@ -123,7 +136,10 @@ def features(view: Annotated[str | None, typer.Argument(help="One view, as <team
     from mlops_assets.catalog import gather
 
     catalog = gather()
-    users = {item.id: [m.id for m in catalog.models.values() if item in [s.view for s in m.selections]] for item in catalog.views}
+    users = {
+        item.id: [m.id for m in catalog.models.values() if item in [s.view for s in m.selections]]
+        for item in catalog.views
+    }
     if view is None:
         rows = [
             (item.id, ", ".join(item.join_keys), str(item.ttl or "none"), len(item.schema), ", ".join(users[item.id]))
@@ -133,8 +149,8 @@ def features(view: Annotated[str | None, typer.Argument(help="One view, as <team
         return
     chosen = catalog.view(view)
     typer.echo(f"{chosen.id}: {chosen.description}\nused by: {', '.join(users[chosen.id]) or 'no model'}")
-    rows = [(name, field.dtype, field.unit or "", field.description) for name, field in chosen.schema.items()]
-    _print_table(chosen.id, ["feature", "type", "unit", "meaning"], rows)
+    meanings = [(name, field.dtype, field.unit or "", field.description) for name, field in chosen.schema.items()]
+    _print_table(chosen.id, ["feature", "type", "unit", "meaning"], meanings)
 
 
 @app.command()
@@ -151,7 +167,9 @@ def lineage(model: Model) -> None:
 @new.command("model")
 def new_model(
     name: Annotated[str, typer.Argument(help="The model, as <team>/<name>")],
-    labels: Annotated[str | None, typer.Option(help="The label table, as <team>/<name>; by default the team's first")] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="The label table, as <team>/<name>; by default the team's first")
+    ] = None,
     label: Annotated[str | None, typer.Option(help="The target; by default the label table's first")] = None,
 ) -> None:
     """Write `model_assets/<team>/<name>.py`: a model that materializes as it stands."""
@@ -163,7 +181,9 @@ def new_model(
 @new.command("features")
 def new_features(
     name: Annotated[str, typer.Argument(help="The feature view, as <team>/<name>")],
-    source: Annotated[str | None, typer.Option(help="The table it reads; by default the team's first with a time")] = None,
+    source: Annotated[
+        str | None, typer.Option(help="The table it reads; by default the team's first with a time")
+    ] = None,
 ) -> None:
     """Write `feature_assets/<team>/<name>.py`: a feature view that materializes as it stands."""
     from mlops_assets.scaffold import write_features
@@ -184,10 +204,12 @@ def _user() -> str:
 
 def _tell(record: Any) -> None:
     for variant in record.variants:
-        typer.echo(f"{record.model}: {variant.role} {variant.release} (version {variant.version}) gets {variant.weight} %")
+        typer.echo(
+            f"{record.model}: {variant.role} {variant.release} (version {variant.version}) gets {variant.weight} %"
+        )
 
 
-def _print_table(title: str, columns: list[str], rows: list[tuple[Any, ...]]) -> None:
+def _print_table(title: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
 

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 import dagster as dg
+from pydantic import Field
 
 from mlops_assets.catalog import Catalog
 from mlops_assets.declarations import FloatRange, Gate, IntRange, ModelPipeline, Monitor, Search, Serve, TimeSplit
@@ -25,7 +26,7 @@ class TrainerSpec(dg.Model):
     """A trainer class by name, and its parameters."""
 
     name: str
-    params: dict[str, Any] = {}
+    params: dict[str, Any] = Field(default_factory=dict)
 
 
 class Cutoffs(dg.Model):
@@ -41,6 +42,8 @@ class Cutoffs(dg.Model):
 
 
 class SplitSpec(dg.Model):
+    """`TimeSplit`, in days."""
+
     holdout_days: float = 14
     validation_days: float = 14
     window_days: float | None = None
@@ -65,9 +68,11 @@ class RangeSpec(dg.Model):
 
 
 class SearchSpec(dg.Model):
+    """`Search`."""
+
     trials: int = 1
     seed: int = 7
-    space: dict[str, RangeSpec | list[Any]] = {}
+    space: dict[str, RangeSpec | list[Any]] = Field(default_factory=dict)
 
     def search(self) -> Search:
         space = {name: item.range() if isinstance(item, RangeSpec) else item for name, item in self.space.items()}
@@ -75,16 +80,20 @@ class SearchSpec(dg.Model):
 
 
 class GateSpec(dg.Model):
+    """`Gate`."""
+
     metric: str
     at_least: float | None = None
     at_most: float | None = None
     beats_champion_by: float | None = 0.0
-    slices: list[str] = []
+    slices: list[str] = Field(default_factory=list)
     slice_tolerance: float = 0.15
     latency_ms: float = 50.0
 
 
 class MonitorSpec(dg.Model):
+    """`Monitor`, in days."""
+
     psi: float = 0.2
     metric_drop: float = 0.03
     window_days: float = 7
@@ -137,7 +146,7 @@ class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
             owners=tuple(self.owners),
         )
 
-    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:
+    def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002  Dagster's signature
         from mlops_assets.catalog import gather_python
         from mlops_assets.pipeline import model_definitions
 
@@ -149,7 +158,10 @@ def load_components(
 ) -> tuple[list[ModelPipeline], list[dg.Definitions]]:
     """The models declared in `defs.yaml` files, and the definitions of any other component found there."""
     models, others = [], []
-    trees = {package.__name__: dg.ComponentTree(defs_module=package, project_root=_project_root(package)) for package, _ in files}
+    trees = {
+        package.__name__: dg.ComponentTree(defs_module=package, project_root=_project_root(package))
+        for package, _ in files
+    }
     for package, path in files:
         folder = path.parent.relative_to(_package_root(package))
         component = trees[package.__name__].load_component(folder)

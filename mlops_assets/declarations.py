@@ -83,7 +83,9 @@ class _Table:
         if not self.schema:
             raise DeclarationError.of(self.title, "schema", {}, "at least one column", "Name its columns and types.")
         if self.lookback < timedelta(0):
-            raise DeclarationError.of(self.title, "lookback", self.lookback, "zero or more", "Give a positive duration.")
+            raise DeclarationError.of(
+                self.title, "lookback", self.lookback, "zero or more", "Give a positive duration."
+            )
 
     @property
     def id(self) -> str:
@@ -136,10 +138,16 @@ class FeatureView(_Table):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ttl is not None and self.ttl <= timedelta(0):
-            raise DeclarationError.of(self.title, "ttl", self.ttl, "a positive duration or None", "Leave it out for no limit.")
+            raise DeclarationError.of(
+                self.title, "ttl", self.ttl, "a positive duration or None", "Leave it out for no limit."
+            )
         if clash := sorted({EVENT_TIMESTAMP, *self.join_keys} & set(self.schema)):
             raise DeclarationError.of(
-                self.title, "schema", clash, "features only", "Keys come from entities=, the time column is added by itself."
+                self.title,
+                "schema",
+                clash,
+                "features only",
+                "Keys come from entities=, the time column is added by itself.",
             )
 
     @property
@@ -170,7 +178,11 @@ class FeatureSelection:
     def __post_init__(self) -> None:
         if unknown := [name for name in self.features if name not in self.view.schema]:
             raise DeclarationError.of(
-                self.view.title, "features", unknown, ", ".join(self.view.schema), "Select features that the view declares."
+                self.view.title,
+                "features",
+                unknown,
+                ", ".join(self.view.schema),
+                "Select features that the view declares.",
             )
 
     @property
@@ -343,7 +355,11 @@ class Gate:
     def __post_init__(self) -> None:
         if (self.at_least is None) == (self.at_most is None):
             raise DeclarationError.of(
-                "Gate", "at_least/at_most", (self.at_least, self.at_most), "exactly one", "State the floor of the metric."
+                "Gate",
+                "at_least/at_most",
+                (self.at_least, self.at_most),
+                "exactly one",
+                "State the floor of the metric.",
             )
 
 
@@ -438,7 +454,11 @@ class ModelPipeline:
         twice = [name for name, times in Counter(self.inputs).items() if times > 1]
         if twice:
             raise DeclarationError.of(
-                self.title, "features", twice, "distinct names", "Two views share a feature name; select with view[[...]]."
+                self.title,
+                "features",
+                twice,
+                "distinct names",
+                "Two views share a feature name; select with view[[...]].",
             )
         for selection in self.selections:
             if missing := set(selection.view.join_keys) - set(self.labels.join_keys):
@@ -452,7 +472,11 @@ class ModelPipeline:
         sliceable = {*self.inputs, *self.labels.join_keys}
         if unknown := [name for name in self.gate.slices if name not in sliceable]:
             raise DeclarationError.of(
-                self.title, "gate.slices", unknown, ", ".join(sorted(sliceable)), "Slice by a key or an input of the model."
+                self.title,
+                "gate.slices",
+                unknown,
+                ", ".join(sorted(sliceable)),
+                "Slice by a key or an input of the model.",
             )
 
     @property

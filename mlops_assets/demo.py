@@ -25,7 +25,6 @@ from resources.environment import PROJECT, home, prepare_home
 
 if TYPE_CHECKING:
     import dagster as dg
-    import polars as pl
     from rich.console import Console
 
 MODEL = "flights/late_arrival"
@@ -159,7 +158,9 @@ class Story:
         """Predictions for some events at a moment, over HTTP."""
         import httpx
 
-        answer = httpx.post(f"{self.endpoint}/{self.model.id}/predict", json={"rows": rows, "at": at.isoformat()}, timeout=30)
+        answer = httpx.post(
+            f"{self.endpoint}/{self.model.id}/predict", json={"rows": rows, "at": at.isoformat()}, timeout=30
+        )
         if answer.status_code != 200:
             raise StoryError.of("a request", "status 200", f"{answer.status_code}: {answer.text[:500]}")
         return list(answer.json()["predictions"])
@@ -216,13 +217,15 @@ class Story:
 
         name = f"{self.model.team}__{self.model.name}__{sensor}"
         context = dg.build_sensor_context(instance=self.instance, cursor=self.cursors.get(name), definitions=defs)
-        result = defs.resolve_sensor_def(name)(context)
+        result: Any = defs.resolve_sensor_def(name)(context)
         self.cursors[name] = result.cursor
         return result
 
     def command(self, *words: str) -> None:
         """Run the `mlops` command as a user would."""
-        ran = subprocess.run([sys.executable, "-m", "mlops_assets.cli", *words], capture_output=True, text=True, cwd=PROJECT)
+        ran = subprocess.run(
+            [sys.executable, "-m", "mlops_assets.cli", *words], capture_output=True, text=True, cwd=PROJECT, check=False
+        )
         self.say(f"$ mlops {' '.join(words)}")
         for line in (ran.stdout + ran.stderr).strip().splitlines():
             self.say(f"  {line}")
@@ -258,7 +261,13 @@ class Story:
         )
         checks = [evaluation for evaluation in result.get_asset_check_evaluations() if evaluation.asset_key.path == key]
         version, metric = str(metadata["version"].value), f"{metadata['metric'].value:.4f}"
-        self.tell(what, cutoff=cutoff, version=version, metric=metric, gate="passed" if all(c.passed for c in checks) else "refused")
+        self.tell(
+            what,
+            cutoff=cutoff,
+            version=version,
+            metric=metric,
+            gate="passed" if all(c.passed for c in checks) else "refused",
+        )
         for evaluation in checks:
             self.say(f"{evaluation.check_name}: {evaluation.description}")
         return version
@@ -335,17 +344,22 @@ def _from_raw_data_to_a_champion(story: Story) -> str:
 
 def _until_retrained(story: Story, first: str) -> str:
     """Replay days until the reports fail and the sensor asks for a retraining; then train as it asks."""
-    day, requests = REPLAY_FROM, []
+    day = REPLAY_FROM
+    requests: Sequence[dg.RunRequest] = ()
     with story.step("Replay days against the endpoint until its reports fail"):
         while not requests and day < REPLAY_FROM + timedelta(days=7):
             _live(story, day)
-            requests = story.tick("retrain").run_requests or []
+            requests = story.tick("retrain").run_requests or ()
             day += timedelta(days=1)
     if not requests:
         raise StoryError.of("the retraining sensor", "a request within seven days", "none")
     request = requests[0]
     story.say(f"The sensor asks for a training as of {request.partition_key}: {request.tags.get('mlops/reason')}")
-    story.tell("retraining requested", cutoff=str(request.partition_key), gate=", ".join(story.failing_checks(day - timedelta(days=1))))
+    story.tell(
+        "retraining requested",
+        cutoff=str(request.partition_key),
+        gate=", ".join(story.failing_checks(day - timedelta(days=1))),
+    )
     with story.step(f"Retrain as of {request.partition_key}"):
         result = story.run_job(_train_job(story.model), partition=request.partition_key, tags=dict(request.tags))
         second = story.tell_training("retrained, canary begun", result, str(request.partition_key))
@@ -389,7 +403,11 @@ def _live(story: Story, day: date) -> None:
     reports = story.report(day)
     drift, performance = reports["drift_report"], reports["performance_report"]
     metric = performance.get("metric")
-    shown = "too few labels" if metric is None else f"{story.model.gate.metric} {metric:.4f} (holdout {performance['reference']:.4f})"
+    shown = (
+        "too few labels"
+        if metric is None
+        else f"{story.model.gate.metric} {metric:.4f} (holdout {performance['reference']:.4f})"
+    )
     failing = story.failing_checks(day)
     story.say(
         f"{day}: {asked} requests, {shown}, {drift['drifted_share']:.0%} of the inputs drifted"
@@ -422,7 +440,16 @@ def _midnight(day: date) -> datetime:
 def _close(story: Story, seconds: float) -> None:
     from rich.table import Table
 
-    table = Table("what", "cutoff", "version", story.model.gate.metric, "gate", "traffic", title=f"What happened to {MODEL}", title_justify="left")
+    table = Table(
+        "what",
+        "cutoff",
+        "version",
+        story.model.gate.metric,
+        "gate",
+        "traffic",
+        title=f"What happened to {MODEL}",
+        title_justify="left",
+    )
     for chapter in story.chapters:
         table.add_row(chapter.what, chapter.cutoff, chapter.version, chapter.metric, chapter.gate, chapter.traffic)
     steps = Table("step", "seconds", title="Time of each step", title_justify="left")
@@ -432,5 +459,9 @@ def _close(story: Story, seconds: float) -> None:
     story.console.print(table, steps, sep="\n\n")
     pages = sorted((home() / "reports" / MODEL).rglob("*.html"))
     story.console.print(f"Reports: {len(pages)} pages, the last: {pages[-1]}" if pages else "Reports: none")
-    story.console.print("Look next: 'make up' for Dagster, MLflow and the endpoint; 'mlops history flights/late_arrival'.")
-    (home() / "demo.json").write_text(json.dumps({"seconds": story.seconds, "chapters": [vars(c) for c in story.chapters]}, indent=2))
+    story.console.print(
+        "Look next: 'make up' for Dagster, MLflow and the endpoint; 'mlops history flights/late_arrival'."
+    )
+    (home() / "demo.json").write_text(
+        json.dumps({"seconds": story.seconds, "chapters": [vars(c) for c in story.chapters]}, indent=2)
+    )

@@ -29,7 +29,14 @@ class Event:
 def events(model: ModelPipeline, releases: ReleaseStore, champions: ChampionStore) -> list[Event]:
     """Everything that happened to the model, oldest first."""
     crowned = [
-        Event(move.at, move.by, "champion", f"version {move.before}" if move.before else "none", f"version {move.after}", move.why)
+        Event(
+            move.at,
+            move.by,
+            "champion",
+            f"version {move.before}" if move.before else "none",
+            f"version {move.after}",
+            move.why,
+        )
         for move in champions.history(model.id)
     ]
     traffic = [

@@ -94,5 +94,3 @@ def _table_jobs(catalog: Catalog) -> list[dg.UnresolvedAssetJobDefinition]:
         )
         for team in teams
     ]
-
-

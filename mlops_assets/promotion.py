@@ -90,10 +90,14 @@ class Promotion:
         return record
 
     def rollback(self, model: ModelPipeline, *, by: str, why: str) -> ReleaseRecord:
-        """All traffic and the alias back to the release before; the version left behind is not promoted again by itself."""
+        """All traffic and the alias back to the release before; the version left is not promoted again by itself."""
         before = self.releases.read(model.id)
         record = self.releases.rollback(model.id, by=by, why=why)
-        left = [variant.version for variant in before.variants if variant.release != record.champion.release] if before else []
+        left = (
+            [variant.version for variant in before.variants if variant.release != record.champion.release]
+            if before
+            else []
+        )
         for version in left:
             self.mlflow.tag_version(model.registered_name, version, {ROLLED_BACK: "true"})
         self.crown(model, record.champion.version, by=by, why=why)
@@ -114,5 +118,5 @@ class Promotion:
         return version
 
 
-def _promotable(tags: dict[str, str]) -> bool:
+def _promotable(tags: Mapping[str, str]) -> bool:
     return tags.get(GATE) == PASSED and tags.get(ROLLED_BACK) != "true"

@@ -6,7 +6,6 @@ Going back moves the champion alias with the traffic, which only `Promotion` kno
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -23,11 +22,8 @@ MIN_REQUESTS = 50
 LATENCY_QUANTILE = 0.95
 
 
-@dataclass(frozen=True)
 class Canary:
-    """The verbs of a rollout, for one model."""
-
-    model: ModelPipeline
+    """The verbs of a rollout, by model id."""
 
     def read(self, model: str) -> ReleaseRecord | None:
         from resources.releases import ReleaseStore
@@ -40,16 +36,17 @@ class Canary:
         return ReleaseStore().advance(model, by=by, why=why)
 
     def rollback(self, model: str, *, by: str, why: str) -> ReleaseRecord:
+        from mlops_assets.catalog import gather
         from mlops_assets.promotion import Promotion
 
-        return Promotion.here().rollback(self.model, by=by, why=why)
+        return Promotion.here().rollback(gather().model(model), by=by, why=why)
 
 
 def rollout(model: ModelPipeline) -> dg.SensorDefinition:
     """The sensor that advances the model's canary, or rolls it back."""
     return rollout_sensor(
         model.id,
-        Canary(model),
+        Canary(),
         evidence,
         RolloutLimits(min_requests=MIN_REQUESTS, metric_drop=model.monitor.metric_drop),
         higher_is_better=METRICS[model.gate.metric].higher_is_better,

@@ -91,7 +91,8 @@ def write_model(name: str, labels: str | None = None, label: str | None = None) 
     if target not in table.schema:
         raise ScaffoldError.of(name, f"{table.title} has no target {target!r}", table.schema, "Name one of them.")
     views = [view for view in catalog.views if set(view.join_keys) <= set(table.join_keys)]
-    places = {item.id: _place(item) for item in (table, *views)}
+    tables: list[Labels | FeatureView] = [table, *views]
+    places = {item.id: _place(item) for item in tables}
     yes_or_no = table.schema[target].dtype == "Bool"
     return _written(
         PROJECT / "model_assets" / team / f"{short}.py",
@@ -139,7 +140,9 @@ def write_features(name: str, source: str | None = None) -> Path:
 def _parsed(name: str) -> tuple[str, str]:
     team, _, short = name.partition("/")
     if not (NAME.fullmatch(team) and NAME.fullmatch(short)):
-        raise ScaffoldError.of(name, "it is no <team>/<name> in lower case", [], "Write it like flights/early_departure.")
+        raise ScaffoldError.of(
+            name, "it is no <team>/<name> in lower case", [], "Write it like flights/early_departure."
+        )
     return team, short
 
 
@@ -178,7 +181,9 @@ def _place(item: FeatureView | Labels | Source | Entity) -> tuple[str, str]:
     modules = [module for package in PACKAGES for module in team_modules(import_module(package))]
     found = [(module, name) for module in modules for name, value in vars(module).items() if value is item]
     if isinstance(item, Entity):
-        return next((module.__name__, name) for module, name in found if f"{name} = Entity(" in inspect.getsource(module))
+        return next(
+            (module.__name__, name) for module, name in found if f"{name} = Entity(" in inspect.getsource(module)
+        )
     return next((module.__name__, name) for module, name in found if module.__name__ == item.compute.__module__)
 
 

@@ -49,7 +49,9 @@ class ChampionStore:
 
     root: Path | None = None
 
-    def move(self, registry: Registry, model: str, name: str, version: str, *, by: str, why: str) -> ChampionMove | None:
+    def move(
+        self, registry: Registry, model: str, name: str, version: str, *, by: str, why: str
+    ) -> ChampionMove | None:
         """Make `version` of the registered model `name` the champion; None when it already is.
 
         `model` is the model's id, `<team>/<name>`.

@@ -49,7 +49,7 @@ class PooledSqliteEventLog(ConsolidatedSqliteEventLogStorage):
         return set()
 
     def dispose(self) -> None:
-        super().dispose()
+        super().dispose()  # type: ignore[no-untyped-call]
         self._engine.dispose()
 
 

@@ -25,7 +25,7 @@ from mlops_assets import Bool, Float64, Int64, String, UnixTimestamp, source
 
 NEW_YORK = "America/New_York"
 # The airports table stops at the fifty states; these four destinations keep Atlantic time all year.
-TIME_ZONES_OUTSIDE_THE_TABLE = {code: "America/Puerto_Rico" for code in ("BQN", "PSE", "SJU", "STT")}
+TIME_ZONES_OUTSIDE_THE_TABLE = dict.fromkeys(("BQN", "PSE", "SJU", "STT"), "America/Puerto_Rico")
 
 Window = tuple[datetime, datetime] | None
 
@@ -95,10 +95,14 @@ def scheduled_times(flights: pl.DataFrame, zones: dict[str, str]) -> pl.DataFram
         raise ValueError(f"No time zone is known for {unknown}. Add them to TIME_ZONES_OUTSIDE_THE_TABLE.")
     midnight = pl.datetime("year", "month", "day", time_unit="us")
     departure = (midnight + pl.duration(minutes=wall_clock(pl.col("sched_dep_time")))).alias("local_departure")
-    timed = flights.with_columns(departure).with_columns(scheduled_departure=to_utc(pl.col("local_departure"), NEW_YORK))
+    timed = flights.with_columns(departure).with_columns(
+        scheduled_departure=to_utc(pl.col("local_departure"), NEW_YORK)
+    )
     return pl.concat(
         _with_arrival(part, zone)
-        for (zone,), part in timed.with_columns(zone=pl.col("dest").replace_strict(zones)).group_by("zone", maintain_order=True)
+        for (zone,), part in timed.with_columns(zone=pl.col("dest").replace_strict(zones)).group_by(
+            "zone", maintain_order=True
+        )
     ).drop("local_departure", "zone")
 
 
@@ -201,7 +205,9 @@ def all_weather() -> pl.DataFrame:
     columns = {"origin": pl.String, "time_hour": pl.String, **dict.fromkeys(WEATHER, pl.Float64)}
     return (
         read_table(data_file("weather.csv"), columns)
-        .with_columns(observed_at=pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="us", time_zone="UTC"))
+        .with_columns(
+            observed_at=pl.col("time_hour").str.to_datetime("%Y-%m-%dT%H:%M:%SZ", time_unit="us", time_zone="UTC")
+        )
         .drop("time_hour")
         # One gust of 1,048 mph at Newark on 12 February is an instrument fault: null, not a storm.
         .with_columns(pl.when(pl.col(name) <= 200).then(name).alias(name) for name in ("wind_speed", "wind_gust"))
@@ -237,7 +243,7 @@ def raw_weather(window: Window) -> pl.LazyFrame:
         "seats": Int64("Number of seats", minimum=1, maximum=600),
     },
 )
-def raw_planes(window: Window) -> pl.LazyFrame:
+def raw_planes() -> pl.LazyFrame:
     """The FAA's registry: one row per airframe; about a sixth of the tail numbers flown are not in it."""
     columns = {
         "tailnum": pl.String,

@@ -22,9 +22,7 @@ def outcomes(flights: pl.LazyFrame) -> pl.LazyFrame:
     ).drop_nulls("known_at")
 
 
-def at_midnight(
-    flights: pl.LazyFrame, by: Sequence[str], days: int, aggregates: Mapping[str, pl.Expr]
-) -> pl.LazyFrame:
+def at_midnight(flights: pl.LazyFrame, by: Sequence[str], days: int, aggregates: Mapping[str, pl.Expr]) -> pl.LazyFrame:
     """One row per key and midnight: `aggregates` over outcomes known in the `days` before it.
 
     A flight whose outcome became known during day D counts at the midnights D+1 ... D+days.

@@ -31,15 +31,21 @@ def bento_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         kinds={"bentoml"},
         tags=spec.model_tags(model, LINK),
         automation_condition=spec.on_arrival(),
-        check_specs=spec.check_specs(key, {CHECK: True}, {CHECK: "It answers golden requests as the model did offline"}),
+        check_specs=spec.check_specs(
+            key, {CHECK: True}, {CHECK: "It answers golden requests as the model did offline"}
+        ),
     )
-    def bento(context: dg.AssetExecutionContext, promotion: dg.ResourceParam[Promotion]) -> Iterator[Any]:
+    def bento(promotion: dg.ResourceParam[Promotion]) -> Iterator[Any]:
         version = promotion.mlflow.alias(model.registered_name, ALIAS)
         if version is None:
             raise dg.Failure(f"{model.title} has no champion. Materialize it first.", allow_retries=False)
         tag = promotion.bento_of(model, version)
         yield dg.MaterializeResult(
-            metadata={"tag": tag, "version": version, "path": dg.MetadataValue.path(str(promotion.bentos.path(tag).parents[1]))},
+            metadata={
+                "tag": tag,
+                "version": version,
+                "path": dg.MetadataValue.path(str(promotion.bentos.path(tag).parents[1])),
+            },
             data_version=dg.DataVersion(tag.partition(":")[2]),
         )
         yield spec.check_result(key, golden_parity(promotion.bentos, tag))

@@ -27,8 +27,6 @@ from resources.lake import Lake
 from resources.mlflow import MlflowResource
 
 if TYPE_CHECKING:
-    import polars as pl
-
     from mlops_assets.gate import Verdict
 
 LINK = "candidate"
@@ -48,7 +46,7 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
     @dg.asset(
         key=key,
         deps=[training_set],
-        description=f"{model.description or model.title} Trained by {type(model.trainer).__name__} as of each cutoff, and judged by its gate.",
+        description=f"{model.description or model.title} Trained by {type(model.trainer).__name__}, judged by its gate.",
         group_name=spec.model_group(model),
         owners=spec.owners(model.owners, model.team),
         kinds={"mlflow", model.trainer.framework},
@@ -63,7 +61,10 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
     ) -> Iterator[Any]:
         cutoff = context.partition_time_window.start
         path = lake.path(training_set, context.partition_key)
-        with _workplace() as out, mlflow.run(model.id, name=context.partition_key, tags=run_tags(model, context)) as run_id:
+        with (
+            _workplace() as out,
+            mlflow.run(model.id, name=context.partition_key, tags=run_tags(model, context)) as run_id,
+        ):
             trained = compute.run(ENTRYPOINT, arguments(model, cutoff, path, out))
             mlflow.log_trials(run_id, f"validation_{model.gate.metric}", trials(out))
             verdicts = judged(model, mlflow, out, trained)
@@ -161,7 +162,8 @@ def _complete_bundle(
 def _training_set_hash(model: ModelPipeline, context: dg.AssetExecutionContext) -> str | None:
     """The content hash that the training set of this cutoff was published with."""
     record = context.instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=spec.link_key(model, "training_set"), asset_partitions=[context.partition_key]), limit=1
+        dg.AssetRecordsFilter(asset_key=spec.link_key(model, "training_set"), asset_partitions=[context.partition_key]),
+        limit=1,
     )
     materialization = record.records[0].asset_materialization if record.records else None
     found = materialization.metadata.get("content_hash") if materialization else None
@@ -186,7 +188,9 @@ def _register(
     """Log everything to the run and register its bundle; the gate's verdict is a tag of the version."""
     refused = [verdict for verdict in verdicts if not verdict.passed]
     name = trained["metric"]["name"]
-    metrics = {f"{part}_{metric}": value for part, found in trained["metrics"].items() for metric, value in found.items()}
+    metrics = {
+        f"{part}_{metric}": value for part, found in trained["metrics"].items() for metric, value in found.items()
+    }
     seconds = {f"seconds_{part}": value for part, value in trained["seconds"].items()}
     mlflow.log(run_id, params=trained["params"], metrics={**metrics, **seconds})
     mlflow.log_directory(run_id, out / BUNDLE, BUNDLE)
@@ -199,7 +203,11 @@ def _register(
             "metric": f"{trained['metric']['holdout']:.4f}",
             "metric_name": name,
             GATE: REFUSED if refused else PASSED,
-            **({"refused_because": "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in refused)} if refused else {}),
+            **(
+                {"refused_because": "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in refused)}
+                if refused
+                else {}
+            ),
             "team": model.team,
             "framework": trained["framework"],
             "accelerators": "cpu",
@@ -211,7 +219,7 @@ def told(
     trained: Mapping[str, Any], verdicts: "Sequence[Verdict]", version: str, run_id: str, mlflow: MlflowResource
 ) -> dict[str, Any]:
     """The candidate as metadata: numbers to plot, and the way to its MLflow run."""
-    lines = [f"| {verdict.name} | {'passed' if verdict.passed else '**refused**'} | {verdict.reason} |" for verdict in verdicts]
+    gate = [(item.name, "passed" if item.passed else "**refused**", item.reason) for item in verdicts]
     importance = sorted(trained["importance"].items(), key=lambda item: -item[1])[:10]
     return {
         "version": version,
@@ -220,7 +228,7 @@ def told(
         "metric": trained["metric"]["holdout"],
         "metric_name": trained["metric"]["name"],
         "trials": trained["trials"],
-        "gate": dg.MetadataValue.md("\n".join(["| check | verdict | reason |", "|---|---|---|", *lines])),
+        "gate": spec.table(["check", "verdict", "reason"], gate),
         "best_params": dg.MetadataValue.json(trained["best_params"]),
         "importance": dg.MetadataValue.json(dict(importance)),
         "rows": dg.MetadataValue.json(trained["rows"]),

@@ -31,21 +31,33 @@ def champion_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         pool=f"promotion_{model.team}_{model.name}",
         automation_condition=spec.on_arrival(),
         check_specs=spec.check_specs(
-            key, {"alias_is_newest_passed": True}, {"alias_is_newest_passed": "The alias is the newest version that passed its gate"}
+            key,
+            {"alias_is_newest_passed": True},
+            {"alias_is_newest_passed": "The alias is the newest version that passed its gate"},
         ),
     )
     def champion(context: dg.AssetExecutionContext, promotion: dg.ResourceParam[Promotion]) -> Iterator[Any]:
         newest = promotion.next_champion(model)
         if newest is None:
-            raise dg.Failure(f"No version of {model.title} passed its gate. Look at the checks of its candidates.", allow_retries=False)
-        move = promotion.crown(model, newest.version, by=f"run {context.run.run_id}", why=f"passed its gate as of {newest.tags.get('cutoff')}")
+            raise dg.Failure(
+                f"No version of {model.title} passed its gate. Look at the checks of its candidates.",
+                allow_retries=False,
+            )
+        move = promotion.crown(
+            model,
+            newest.version,
+            by=f"run {context.run.run_id}",
+            why=f"passed its gate as of {newest.tags.get('cutoff')}",
+        )
         yield dg.MaterializeResult(
             metadata={
                 "version": newest.version,
                 "moved_from": str(move.before if move else newest.version),
                 "moved": move is not None,
                 "mlflow_run_id": newest.run_id,
-                "history": dg.MetadataValue.json([vars(entry) for entry in promotion.champions.history(model.id)[-10:]]),
+                "history": dg.MetadataValue.json(
+                    [vars(entry) for entry in promotion.champions.history(model.id)[-10:]]
+                ),
             },
             data_version=dg.DataVersion(newest.version),
         )
@@ -57,4 +69,6 @@ def champion_asset(model: ModelPipeline) -> dg.AssetsDefinition:
 def alias_is_newest(promotion: Promotion, model: ModelPipeline, version: str) -> Claim:
     """Read back from the registry, not from what was just written."""
     alias = promotion.mlflow.alias(model.registered_name, ALIAS)
-    return Claim("alias_is_newest_passed", alias == version, f"The alias is at {alias}, the newest that passed is {version}")
+    return Claim(
+        "alias_is_newest_passed", alias == version, f"The alias is at {alias}, the newest that passed is {version}"
+    )

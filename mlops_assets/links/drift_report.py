@@ -36,10 +36,14 @@ def drift_report_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         partitions_def=model.labels.partitions,
         automation_condition=spec.on_arrival(),
         check_specs=spec.check_specs(
-            key, {CHECK: False}, {CHECK: f"Fewer than {model.monitor.drifted_share:.0%} of the inputs have PSI over {model.monitor.psi}"}
+            key,
+            {CHECK: False},
+            {CHECK: f"Fewer than {model.monitor.drifted_share:.0%} of the inputs have PSI over {model.monitor.psi}"},
         ),
     )
-    def drift_report(context: dg.AssetExecutionContext, answers: Any, bentos: dg.ResourceParam[BentoStore]) -> Iterator[Any]:
+    def drift_report(
+        context: dg.AssetExecutionContext, answers: Any, bentos: dg.ResourceParam[BentoStore]
+    ) -> Iterator[Any]:
         rows = answers.collect()
         release = reports.judged_release(rows)
         if release is None:
@@ -52,7 +56,7 @@ def drift_report_asset(model: ModelPipeline) -> dg.AssetsDefinition:
                 **result.numbers(),
                 "release": release,
                 "report": reports.link_to(page),
-                "columns": dg.MetadataValue.md(_table(result)),
+                "columns": _table(result),
                 **{f"psi/{column.name}": column.psi for column in result.columns if column.psi is not None},
             }
         )
@@ -70,7 +74,7 @@ def _measured(
     from mlops_assets.monitoring.evidently_report import write_drift_report
 
     reference = pl.read_parquet(bentos.path(release) / "baseline.parquet").select(*model.inputs, "prediction")
-    limits = {"limit": model.monitor.psi, "share_limit": model.monitor.drifted_share}
+    limits: dict[str, Any] = {"limit": model.monitor.psi, "share_limit": model.monitor.drifted_share}
     result = drift(reference, rows, **limits, min_rows=model.monitor.min_rows)
     page = reports.report_path(model, context.partition_time_window.start, "drift")
     if result.verdict != "not enough rows":
@@ -81,7 +85,8 @@ def _measured(
 def no_drift(result: "DriftResult") -> Claim:
     """The dataset has not drifted; on too few rows nothing is claimed, and the reason says so."""
     named: Sequence[str] = result.drifted[:5]
-    reason = f"{result.verdict}: {len(result.drifted)} of {len(result.columns)} inputs over PSI {result.limit}, {result.rows} rows"
+    moved = f"{len(result.drifted)} of {len(result.columns)} inputs over PSI {result.limit}"
+    reason = f"{result.verdict}: {moved}, {result.rows} rows"
     return Claim(
         CHECK,
         result.verdict != "drift",
@@ -91,10 +96,6 @@ def no_drift(result: "DriftResult") -> Claim:
     )
 
 
-def _table(result: "DriftResult") -> str:
-    lines = [
-        f"| {row['column']} | {row['psi'] if row['psi'] is None else round(row['psi'], 3)} | {'yes' if row['drifted'] else ''} "
-        f"| {row['null_share_change']:+.1%} |"
-        for row in result.table().to_dicts()
-    ]
-    return "\n".join(["| column | PSI | drifted | change of null share |", "|---|---|---|---|", *lines])
+def _table(result: "DriftResult") -> dg.MarkdownMetadataValue:
+    columns = ["column", "psi", "drifted", "null_share_change"]
+    return spec.table(columns, result.table().select(columns).rows())

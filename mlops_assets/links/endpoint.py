@@ -34,15 +34,24 @@ def endpoint_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         pool=f"promotion_{model.team}_{model.name}",
         automation_condition=spec.on_arrival(),
         metadata={"route": f"/{model.id}/predict"},
-        check_specs=spec.check_specs(key, {CHECK: True}, {CHECK: "The champion's Bento has traffic and all weights sum to 100"}),
+        check_specs=spec.check_specs(
+            key, {CHECK: True}, {CHECK: "The champion's Bento has traffic and all weights sum to 100"}
+        ),
     )
     def endpoint(context: dg.AssetExecutionContext, promotion: dg.ResourceParam[Promotion]) -> Iterator[Any]:
         version = promotion.mlflow.alias(model.registered_name, ALIAS)
         tag = promotion.mlflow.version(model.registered_name, version).tags.get(BENTO) if version else None
         if version is None or tag is None:
-            raise dg.Failure(f"{model.title} has no champion with a Bento. Materialize its bento first.", allow_retries=False)
+            raise dg.Failure(
+                f"{model.title} has no champion with a Bento. Materialize its bento first.", allow_retries=False
+            )
         record = promotion.releases.start_canary(
-            model.id, tag, version, list(model.serve.canary), by=f"run {context.run.run_id}", why=f"version {version} became champion"
+            model.id,
+            tag,
+            version,
+            list(model.serve.canary),
+            by=f"run {context.run.run_id}",
+            why=f"version {version} became champion",
         )
         yield dg.MaterializeResult(metadata=told(record), data_version=dg.DataVersion(str(record.revision)))
         yield spec.check_result(key, champion_released(record, tag))
@@ -52,10 +61,12 @@ def endpoint_asset(model: ModelPipeline) -> dg.AssetsDefinition:
 
 def told(record: ReleaseRecord) -> dict[str, Any]:
     """The record as metadata."""
-    traffic = "\n".join(f"| {v.role} | {v.release} | {v.version} | {v.weight} % |" for v in record.variants)
     return {
         "revision": record.revision,
-        "traffic": dg.MetadataValue.md(f"| role | release | version | traffic |\n|---|---|---|---|\n{traffic}"),
+        "traffic": spec.table(
+            ["role", "release", "version", "percent"],
+            [(item.role, item.release, item.version, item.weight) for item in record.variants],
+        ),
         "changed_by": record.by,
         "why": record.why,
     }

@@ -76,7 +76,7 @@ def online_asset(view: FeatureView, catalog: Catalog) -> dg.AssetsDefinition:
     @dg.asset(
         key=key,
         deps=[asset_key(view)],
-        description=f"The newest row per {', '.join(view.join_keys)} of {view.title}, for the endpoints and any Feast client.",
+        description=f"The newest row per {', '.join(view.join_keys)} of {view.title}, for endpoints and Feast clients.",
         group_name=f"{view.team}_online",
         owners=spec.owners(view.owners, view.team),
         kinds={"feast"},
@@ -87,12 +87,16 @@ def online_asset(view: FeatureView, catalog: Catalog) -> dg.AssetsDefinition:
         automation_condition=spec.on_arrival(),
         check_specs=spec.check_specs(key, CLAIMS, PROMISES),
     )
-    def online(context: dg.AssetExecutionContext, config: AsOf, feast: FeastResource, lake: Lake) -> Iterator[Any]:
+    def online(config: AsOf, feast: FeastResource, lake: Lake) -> Iterator[Any]:
         as_of = config.moment()
         feast.apply(feast_objects.compile(catalog.views, catalog.models.values(), lake))
         rows = publish_online(feast, lake, view, as_of)
         yield dg.MaterializeResult(
-            metadata={"dagster/row_count": rows.height, "newest": str(rows[EVENT_TIMESTAMP].max()), "as_of": str(as_of)},
+            metadata={
+                "dagster/row_count": rows.height,
+                "newest": str(rows[EVENT_TIMESTAMP].max()),
+                "as_of": str(as_of),
+            },
             data_version=spec.data_version(rows),
         )
         yield spec.check_result(key, newest_row_present(feast, view, rows))

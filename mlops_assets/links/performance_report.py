@@ -34,7 +34,7 @@ def performance_report_asset(model: ModelPipeline) -> dg.AssetsDefinition:
             "answers": dg.AssetIn(spec.link_key(model, "predictions"), partition_mapping=mapping),
             "truth": dg.AssetIn(asset_key(model.labels), partition_mapping=mapping),
         },
-        description=f"{model.gate.metric} of the champion of {model.title} over the last {model.monitor.window.days} days.",
+        description=f"Live {model.gate.metric} of {model.title} over the last {model.monitor.window.days} days.",
         group_name=spec.model_group(model),
         owners=spec.owners(model.owners, model.team),
         kinds={"evidently"},
@@ -57,14 +57,18 @@ def performance_report_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         as_of = context.partition_time_window.end
         matched = matched_answers(model, rows, truth.collect(), release, as_of)
         result = judged(model, matched, reports.manifest(bentos, release)["metric"]["holdout"])
-        page = _page(model, matched, context.partition_time_window.start) if result.rows >= model.monitor.min_rows else None
+        page = (
+            _page(model, matched, context.partition_time_window.start)
+            if result.rows >= model.monitor.min_rows
+            else None
+        )
         yield dg.MaterializeResult(
             metadata={
                 **result.numbers(),
                 "release": release,
                 "as_of": as_of.isoformat(),
                 **({"report": reports.link_to(page)} if page else {}),
-                "scores": dg.MetadataValue.md(_table(result)),
+                "scores": _table(result),
             }
         )
         yield spec.check_result(key, no_drop(result), day=context.partition_key)
@@ -131,9 +135,5 @@ def _page(model: ModelPipeline, matched: "pl.DataFrame", day: datetime) -> Any:
     return write_performance_report(path, known["truth"], known["prediction"], model.task)
 
 
-def _table(result: "PerformanceResult") -> str:
-    lines = [
-        f"| {row['group']} | {row['value']} | {row['rows']} | {'' if row['metric'] is None else round(row['metric'], 4)} |"
-        for row in result.table().to_dicts()
-    ]
-    return "\n".join([f"| by | value | rows | {result.metric_name} |", "|---|---|---|---|", *lines])
+def _table(result: "PerformanceResult") -> dg.MarkdownMetadataValue:
+    return spec.table(["by", "value", "rows", result.metric_name], result.table().rows())

@@ -49,7 +49,9 @@ def predictions_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         metadata={"dagster/column_schema": spec.column_schema(columns(model)), "partition_column": "at"},
         freshness_policy=spec.DAILY_FRESHNESS,
         automation_condition=dg.AutomationCondition.on_cron("@daily"),
-        check_specs=spec.check_specs(key, {"no_gap": False}, {"no_gap": "The log of every serving process is complete"}),
+        check_specs=spec.check_specs(
+            key, {"no_gap": False}, {"no_gap": "The log of every serving process is complete"}
+        ),
         io_manager_key="io_manager",
     )
     def predictions(context: dg.AssetExecutionContext) -> Iterator[Any]:

@@ -1,6 +1,7 @@
 """What the two reports share: the trailing window of answers, and the release they are held against."""
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from math import ceil
 from pathlib import Path
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from resources.bentos import BentoStore
 
 
-NOTHING_TO_JUDGE = {"rows": 0, "verdict": "not enough rows"}
+NOTHING_TO_JUDGE: Mapping[str, Any] = {"rows": 0, "verdict": "not enough rows"}
 
 
 def nothing_to_judge(check: str) -> Claim:

@@ -58,14 +58,15 @@ def scores_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         io_manager_key="io_manager",
     )
     def scores(
-        context: dg.AssetExecutionContext,
         releases: dg.ResourceParam[ReleaseStore],
         bentos: dg.ResourceParam[BentoStore],
         **inputs: Any,
     ) -> Iterator[Any]:
         record = releases.read(model.id)
         if record is None:
-            raise dg.Failure(f"{model.title} has no release to score with. Materialize its endpoint first.", allow_retries=False)
+            raise dg.Failure(
+                f"{model.title} has no release to score with. Materialize its endpoint first.", allow_retries=False
+            )
         rows = point_in_time_rows(model, inputs["spine"], inputs)
         scored = score(rows, bentos, record.champion.release, record.champion.version).select(*spine, *SCORE)
         yield dg.Output(
@@ -85,7 +86,7 @@ def score(rows: "pl.DataFrame", bentos: BentoStore, release: str, version: str) 
     from mlops_assets.serving.bundle import Release
 
     loaded = Release.load(bentos.path(release))
-    predicted = loaded.predictor(loaded.schema.encode_frame(rows)) if rows.height else []
+    predicted: Any = loaded.predictor(loaded.schema.encode_frame(rows)) if rows.height else []
     return rows.with_columns(
         pl.Series("prediction", predicted, dtype=pl.Float64), release=pl.lit(release), version=pl.lit(version)
     )
@@ -94,7 +95,12 @@ def score(rows: "pl.DataFrame", bentos: BentoStore, release: str, version: str) 
 def scored_all(scored: "pl.DataFrame") -> Claim:
     """One finite score per event."""
     missing = scored.height - int(scored["prediction"].is_finite().sum() or 0)
-    return Claim("scored_all", not missing, f"{missing} of {scored.height} events have no finite score", numbers={"rows": scored.height})
+    return Claim(
+        "scored_all",
+        not missing,
+        f"{missing} of {scored.height} events have no finite score",
+        numbers={"rows": scored.height},
+    )
 
 
 def spread(scored: "pl.DataFrame") -> Claim:
@@ -113,5 +119,8 @@ def _inputs(model: ModelPipeline) -> dict[str, dg.AssetIn]:
     views = {item.view.name: item.view for item in model.selections}
     return {
         "spine": dg.AssetIn(asset_key(model.labels)),
-        **{f"view_{name}": dg.AssetIn(asset_key(view), partition_mapping=back(view.ttl)) for name, view in views.items()},
+        **{
+            f"view_{name}": dg.AssetIn(asset_key(view), partition_mapping=back(view.ttl))
+            for name, view in views.items()
+        },
     }

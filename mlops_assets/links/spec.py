@@ -5,7 +5,7 @@ the kinds are the tools, the description is the declaration's docstring.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,9 @@ def data_version(rows: "pl.DataFrame") -> dg.DataVersion:
     return dg.DataVersion(digest.hexdigest()[:16])
 
 
-def check_specs(key: dg.AssetKey, names: Mapping[str, bool], descriptions: Mapping[str, str]) -> list[dg.AssetCheckSpec]:
+def check_specs(
+    key: dg.AssetKey, names: Mapping[str, bool], descriptions: Mapping[str, str]
+) -> list[dg.AssetCheckSpec]:
     """Specs of in-asset checks; `names` says which are blocking."""
     return [
         dg.AssetCheckSpec(name, asset=key, blocking=blocking, description=descriptions[name])
@@ -90,3 +92,15 @@ def model_tags(model: "ModelPipeline", stage: str) -> dict[str, str]:
 
 def owners(declared: Sequence[str], team: str) -> list[str]:
     return list(declared) or [f"team:{team}"]
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> dg.MarkdownMetadataValue:
+    """A small table on the asset's page; numbers to four digits, nothing for None."""
+    lines = [columns, ["---"] * len(columns), *([_cell(value) for value in row] for row in rows)]
+    return dg.MetadataValue.md("\n".join(f"| {' | '.join(line)} |" for line in lines))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

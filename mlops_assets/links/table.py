@@ -70,7 +70,9 @@ def table_asset(table: Table, catalog: Catalog) -> dg.AssetsDefinition:
 
 def _code_reference(table: Table) -> dg.CodeReferencesMetadataValue:
     file, line = inspect.getsourcefile(table.compute), table.compute.__code__.co_firstlineno
-    return dg.CodeReferencesMetadataValue(code_references=[dg.LocalFileCodeReference(file_path=str(file), line_number=line)])
+    return dg.CodeReferencesMetadataValue(
+        code_references=[dg.LocalFileCodeReference(file_path=str(file), line_number=line)]
+    )
 
 
 def _input(table: Table, source: Table) -> dg.AssetIn:
@@ -96,12 +98,10 @@ def _computed(table: Table, inputs: Mapping[str, Any], window: tuple[Any, Any] |
 
     if isinstance(table, Source):
         return table.compute(window) if table.inputs else table.compute()
-    frame = table.compute(*(inputs[name] for name in table.inputs))
-    if window is None or time_of(table) not in frame.collect_schema():
+    frame, time = table.compute(*(inputs[name] for name in table.inputs)), time_of(table)
+    schema = frame.collect_schema()
+    if window is None or time is None or time not in schema:
         return frame
-    moment = frame.collect_schema()[time_of(table)]
-    if isinstance(moment, pl.Datetime) and moment.time_zone is None:
+    if isinstance(moment := schema[time], pl.Datetime) and moment.time_zone is None:
         return frame  # refused by name when the frame is conformed
-    return frame.filter(pl.col(time_of(table)).is_between(*window, closed="left"))
-
-
+    return frame.filter(pl.col(time).is_between(*window, closed="left"))

@@ -100,7 +100,9 @@ def view_frames(model: ModelPipeline, frames: Mapping[str, "pl.LazyFrame"]) -> "
     ]
 
 
-def point_in_time_rows(model: ModelPipeline, spine: "pl.LazyFrame", frames: Mapping[str, "pl.LazyFrame"]) -> "pl.DataFrame":
+def point_in_time_rows(
+    model: ModelPipeline, spine: "pl.LazyFrame", frames: Mapping[str, "pl.LazyFrame"]
+) -> "pl.DataFrame":
     """The spine with every input of the model as of each event, ordered by time and key."""
     from resources.point_in_time import point_in_time_join
 

@@ -46,6 +46,10 @@ if TYPE_CHECKING:
 
 Task = Literal["classification", "regression"]
 
+# Threads of a tree library that wait by spinning starve each other as soon as two trainings share a machine:
+# the same fit took minutes beside another one, and seconds alone. Read by libgomp when it is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 
 class UnknownTrainerError(LookupError):
     """A trainer or a framework was named that no file here provides."""

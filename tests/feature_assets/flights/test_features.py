@@ -49,7 +49,7 @@ flights = st.lists(
 
 
 def computed(view, table: pl.DataFrame) -> pl.DataFrame:
-    tables = {"raw_flights": table.lazy(), "raw_planes": raw_planes(None)}
+    tables = {"raw_flights": table.lazy(), "raw_planes": raw_planes()}
     frame = view(*(tables[name] for name in view.inputs)).collect()
     return frame.sort(*view.join_keys, "event_timestamp").select(*view.join_keys, "event_timestamp", *view.schema)
 

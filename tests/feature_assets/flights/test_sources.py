@@ -17,6 +17,11 @@ def at(text: str) -> datetime:
     return datetime.fromisoformat(text).replace(tzinfo=UTC)
 
 
+def clock_showing(text: str) -> pl.DataFrame:
+    """A clock on a wall, which knows no zone."""
+    return pl.DataFrame({"local": [datetime.fromisoformat(text)]})
+
+
 def timetable(month: int, day: int, departs: int, arrives: int, dest: str = "LAX") -> pl.DataFrame:
     row = {"year": 2013, "month": month, "day": day, "sched_dep_time": departs, "sched_arr_time": arrives, "dest": dest}
     return pl.DataFrame([row])
@@ -46,9 +51,9 @@ def test_scheduled_clock_times_become_utc_by_the_rule(flight, departure, arrival
 
 def test_a_repeated_hour_means_its_first_occurrence_and_a_skipped_one_is_an_error():
     """01:30 on 3 November happened twice; 02:30 on 10 March never did."""
-    clock = pl.DataFrame({"local": [datetime(2013, 11, 3, 1, 30)]})
+    clock = clock_showing("2013-11-03T01:30")
     assert clock.select(to_utc(pl.col("local"), sources.NEW_YORK)).item() == at("2013-11-03T05:30")
-    skipped = pl.DataFrame({"local": [datetime(2013, 3, 10, 2, 30)]})
+    skipped = clock_showing("2013-03-10T02:30")
     with pytest.raises(pl.exceptions.ComputeError, match="non-existent"):
         skipped.select(to_utc(pl.col("local"), sources.NEW_YORK))
 

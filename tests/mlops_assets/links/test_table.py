@@ -1,4 +1,4 @@
-"""A bad table is never published: each fault ends in an error or a failed check that names it, and the old rows stand."""
+"""A bad table is never published: each fault ends in an error or check that names it, and the old rows stand."""
 
 from __future__ import annotations
 
@@ -45,7 +45,11 @@ def payments(window):
 
 
 @feature_view(
-    team="shops", entities=[shop], partitions=daily, lookback=timedelta(days=1), schema={"paid": Float64("Paid in a day")}
+    team="shops",
+    entities=[shop],
+    partitions=daily,
+    lookback=timedelta(days=1),
+    schema={"paid": Float64("Paid in a day")},
 )
 def shop_day(payments: pl.LazyFrame) -> pl.LazyFrame:
     """What each shop was paid, known at the midnight after."""
@@ -98,7 +102,18 @@ def with_amounts(*amounts: float | None) -> pl.DataFrame:
         (with_amounts(1.0, None, None), r"null_share: amount: 66.7% null, at most 50.0%"),
         (GOOD.with_columns(at=pl.lit(NOON + timedelta(days=3))), r"2 rows|outside"),
     ],
-    ids=["missing column", "changed type", "no zone", "duplicate keys", "null key", "NaN", "infinity", "out of bounds", "nulls", "other day"],
+    ids=[
+        "missing column",
+        "changed type",
+        "no zone",
+        "duplicate keys",
+        "null key",
+        "NaN",
+        "infinity",
+        "out of bounds",
+        "nulls",
+        "other day",
+    ],
 )
 def test_a_bad_table_is_refused_by_name_and_the_published_rows_stand(lake, monkeypatch, bad, says):
     """The first publication survives the second, faulty one byte for byte."""
