@@ -112,7 +112,9 @@ def test_the_teams_declarations_are_gathered_from_python_and_yaml():
 
 
 def test_a_misspelt_reference_says_what_exists_and_the_nearest():
-    with pytest.raises(UnknownDeclarationError, match=r"'flights/wether_hourly'.*Did you mean 'flights/weather_hourly'"):
+    with pytest.raises(
+        UnknownDeclarationError, match=r"'flights/wether_hourly'.*Did you mean 'flights/weather_hourly'"
+    ):
         gather().features("flights/wether_hourly")
 
 
