@@ -22,12 +22,12 @@ from urllib.parse import quote, unquote
 from uuid import uuid4
 
 import dagster as dg
-from upath import UPath
 
 from resources.environment import home
 
 if TYPE_CHECKING:
     import polars as pl
+    from upath import UPath
 
 Result = TypeVar("Result")
 Key = dg.AssetKey | Sequence[str] | str
@@ -191,6 +191,8 @@ class Lake(dg.ConfigurableResource["Lake"]):
 
     def _directory(self, key: Key) -> UPath:
         root = str(self.root or home() / "lake")
+        from upath import UPath  # loads fsspec, which loading definitions does not need
+
         # s3fs remembers listings for ever, and would not see what another process published
         base = UPath(root, use_listings_cache=False) if root.startswith("s3://") else UPath(root)
         return base.joinpath(*_asset_key(key).path)

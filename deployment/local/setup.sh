@@ -44,7 +44,8 @@ echo "Installing into .venv (about 3.6 GB; a minute or two)"
 # uv does not read pip's PIP_FIND_LINKS; a wheel found there (a CPU build of torch) wins over the index.
 UV_FIND_LINKS=$(printf %s "${PIP_FIND_LINKS:-}" | tr ' ' ',')
 export UV_FIND_LINKS
-.venv/bin/uv pip install --quiet --python .venv/bin/python -c constraints.txt -e '.[all,dev]'
+# Compiled once here, not by every process that cannot or may not write into .venv.
+.venv/bin/uv pip install --quiet --compile-bytecode --python .venv/bin/python -c constraints.txt -e '.[all,dev]'
 
 case $(uname) in
 Linux)
