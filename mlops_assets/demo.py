@@ -10,14 +10,16 @@ with an error and a non-zero exit status.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, astuple, dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
+from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
 from mlops_assets.declarations import EVENT_TIMESTAMP, FeatureView, ModelPipeline
@@ -26,8 +28,11 @@ from resources.environment import PROJECT, home, prepare_home
 if TYPE_CHECKING:
     import dagster as dg
     from rich.console import Console
+    from rich.status import Status
 
 MODEL = "flights/late_arrival"
+OTHER_MODELS = ("flights/arrival_delay", "flights/departure_delay")
+STORY = "demo.json"
 TABLES_JOB = "flights__tables"
 FIRST_DAY, FIRST_CUTOFF = date(2013, 1, 1), date(2013, 4, 1)
 REPLAY_FROM = date(2013, 7, 15)
@@ -48,6 +53,7 @@ class Chapter:
     """One line of the closing table."""
 
     what: str
+    model: str = ""
     cutoff: str = ""
     version: str = ""
     metric: str = ""
@@ -70,7 +76,7 @@ class Story:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         started = time.monotonic()
-        with self.console.status(f"[bold]{name}[/] ..."):
+        with self.console.status(f"[bold]{name}[/] ...") as status, _progress(status, name):
             yield
         self.seconds[name] = time.monotonic() - started
         self.console.print(f"[green]done[/] {name} [dim]{self.seconds[name]:.1f} s[/]")
@@ -236,10 +242,7 @@ class Story:
 
     @property
     def traffic(self) -> str:
-        from resources.releases import ReleaseStore
-
-        record = ReleaseStore().read(self.model.id)
-        return ", ".join(f"v{v.version} {v.weight} %" for v in record.variants) if record else "none"
+        return traffic_of(self.model)
 
     @property
     def champion(self) -> str:
@@ -249,28 +252,60 @@ class Story:
         return record.champion.version if record else ""
 
     def tell(self, what: str, **facts: str) -> None:
-        self.chapters.append(Chapter(what, traffic=self.traffic, **facts))
+        self.chapters.append(Chapter(what, **{"model": self.model.name, "traffic": self.traffic, **facts}))
 
-    def tell_training(self, what: str, result: Any, cutoff: str) -> str:
+    def tell_training(self, what: str, model: ModelPipeline, result: Any, cutoff: str) -> str:
         """Note a training run; returns the candidate's version."""
-        key = [self.model.team, self.model.name, "candidate"]
+        key = [model.team, model.name, "candidate"]
         metadata = next(
             event.materialization.metadata
             for event in result.get_asset_materialization_events()
             if event.asset_key is not None and list(event.asset_key.path) == key
         )
-        checks = [evaluation for evaluation in result.get_asset_check_evaluations() if evaluation.asset_key.path == key]
-        version, metric = str(metadata["version"].value), f"{metadata['metric'].value:.4f}"
+        checks = [check for check in result.get_asset_check_evaluations() if list(check.asset_key.path) == key]
+        version = str(metadata["version"].value)
         self.tell(
             what,
+            model=model.name,
             cutoff=cutoff,
             version=version,
-            metric=metric,
-            gate="passed" if all(c.passed for c in checks) else "refused",
+            metric=f"{metadata['metric_name'].value} {metadata['metric'].value:.4f}",
+            gate="passed" if checks and all(check.passed for check in checks) else "refused",
+            traffic=traffic_of(model),
         )
-        for evaluation in checks:
-            self.say(f"{evaluation.check_name}: {evaluation.description}")
+        for check in checks:
+            self.say(f"[dim]{check.check_name}: {check.description}[/]")
         return version
+
+
+def traffic_of(model: ModelPipeline) -> str:
+    """Which versions answer now, and how much each."""
+    from resources.releases import ReleaseStore
+
+    record = ReleaseStore().read(model.id)
+    return ", ".join(f"v{item.version} {item.weight} %" for item in record.variants) if record else "none"
+
+
+class _Progress(logging.Handler):
+    """Shows what a long step logs (a trial of a search, a fit) beside its name."""
+
+    def __init__(self, status: Status, step: str) -> None:
+        super().__init__(logging.INFO)
+        self._status, self._step = status, step
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._status.update(f"[bold]{self._step}[/] ... [dim]{record.getMessage()}[/]")
+
+
+@contextmanager
+def _progress(status: Status, step: str) -> Iterator[None]:
+    logger, handler = logging.getLogger("mlops_assets"), _Progress(status, step)
+    logger.setLevel(logging.INFO)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def departures(model: ModelPipeline, first: datetime, end: datetime) -> Iterator[tuple[datetime, list[dict[str, Any]]]]:
@@ -301,7 +336,9 @@ def run_demo() -> int:
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     os.environ.setdefault("MLOPS_ENV", "local")
+    _turn_the_page(console)
     prepare_home()
+    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its schema's migrations are not part of the story
     started = time.monotonic()
     try:
         story = _tell(console)
@@ -332,11 +369,18 @@ def _tell(console: Console) -> Story:
 
 
 def _from_raw_data_to_a_champion(story: Story) -> str:
+    from mlops_assets.catalog import gather
+
     with story.step("Sources, features and labels of January to March, in one run"):
         story.fill(FIRST_DAY, FIRST_CUTOFF - timedelta(days=1))
     with story.step(f"Training set, candidate, gate, champion, Bento and release as of {FIRST_CUTOFF}"):
         result = story.run_job(_train_job(story.model), partition=str(FIRST_CUTOFF))
-        version = story.tell_training("trained and released", result, str(FIRST_CUTOFF))
+        version = story.tell_training("trained and released", story.model, result, str(FIRST_CUTOFF))
+    for name in OTHER_MODELS:
+        other = gather().model(name)
+        with story.step(f"{name}: {type(other.trainer).__name__}, {other.gate.metric}"):
+            result = story.run_job(_train_job(other), partition=str(FIRST_CUTOFF))
+            story.tell_training("trained and released", other, result, str(FIRST_CUTOFF))
     with story.step("Spring passes: tables up to the middle of July"):
         story.fill(FIRST_CUTOFF, REPLAY_FROM - timedelta(days=1))
     return version
@@ -348,7 +392,7 @@ def _until_retrained(story: Story, first: str) -> str:
     requests: Sequence[dg.RunRequest] = ()
     with story.step("Replay days against the endpoint until its reports fail"):
         while not requests and day < REPLAY_FROM + timedelta(days=7):
-            _live(story, day)
+            _serve_a_day(story, day)
             requests = story.tick("retrain").run_requests or ()
             day += timedelta(days=1)
     if not requests:
@@ -362,7 +406,7 @@ def _until_retrained(story: Story, first: str) -> str:
     )
     with story.step(f"Retrain as of {request.partition_key}"):
         result = story.run_job(_train_job(story.model), partition=request.partition_key, tags=dict(request.tags))
-        second = story.tell_training("retrained, canary begun", result, str(request.partition_key))
+        second = story.tell_training("retrained, canary begun", story.model, result, str(request.partition_key))
     if second == first or story.traffic.count("v") != 2:
         raise StoryError.of("the retraining", "a new version with a share of the traffic", story.traffic)
     return second
@@ -376,13 +420,14 @@ def _canary(story: Story, first: str, second: str) -> None:
         while story.champion != second:
             if day > REPLAY_FROM + timedelta(days=10):
                 raise StoryError.of("the canary", f"version {second} as champion", story.traffic)
-            _live(story, day)
+            _serve_a_day(story, day)
             before = story.traffic
             story.say(story.tick("rollout").skip_reason.skip_message)
             if story.traffic != before:
                 story.tell("canary advanced", version=second)
             day += timedelta(days=1)
         story.await_versions({second})
+        _serve_a_day(story, day)
 
 
 def _back_and_forward(story: Story, first: str, second: str) -> None:
@@ -395,7 +440,7 @@ def _back_and_forward(story: Story, first: str, second: str) -> None:
         story.tell("promoted forward", version=second)
 
 
-def _live(story: Story, day: date) -> None:
+def _serve_a_day(story: Story, day: date) -> None:
     """One day of the platform's life: tables, online features, requests, predictions, scores and reports."""
     story.fill(day, day)
     story.publish_online(_midnight(day))
@@ -413,7 +458,12 @@ def _live(story: Story, day: date) -> None:
         f"{day}: {asked} requests, {shown}, {drift['drifted_share']:.0%} of the inputs drifted"
         + (f" [yellow]failing: {', '.join(failing)}[/]" if failing else "")
     )
-    story.tell(f"lived {day}", metric="" if metric is None else f"{metric:.4f}", gate=", ".join(failing))
+    story.tell(
+        f"served {day}",
+        version=story.champion,
+        metric="" if metric is None else f"{story.model.gate.metric} {metric:.4f}",
+        gate=", ".join(failing),
+    )
 
 
 @contextmanager
@@ -438,30 +488,34 @@ def _midnight(day: date) -> datetime:
 
 
 def _close(story: Story, seconds: float) -> None:
+    """What happened, how long it took, and where to look."""
     from rich.table import Table
 
-    table = Table(
-        "what",
-        "cutoff",
-        "version",
-        story.model.gate.metric,
-        "gate",
-        "traffic",
-        title=f"What happened to {MODEL}",
-        title_justify="left",
-    )
+    table = Table(*(column.name for column in fields(Chapter)), title="What happened", title_justify="left")
     for chapter in story.chapters:
-        table.add_row(chapter.what, chapter.cutoff, chapter.version, chapter.metric, chapter.gate, chapter.traffic)
+        table.add_row(*astuple(chapter))
     steps = Table("step", "seconds", title="Time of each step", title_justify="left")
     for name, spent in story.seconds.items():
         steps.add_row(name, f"{spent:.1f}")
     steps.add_row("total", f"{seconds:.1f}")
     story.console.print(table, steps, sep="\n\n")
-    pages = sorted((home() / "reports" / MODEL).rglob("*.html"))
-    story.console.print(f"Reports: {len(pages)} pages, the last: {pages[-1]}" if pages else "Reports: none")
+    for page in sorted((home() / "reports" / MODEL).rglob("*.html")):
+        story.console.print(f"report  {page.as_uri()}", soft_wrap=True)
+    story.console.print(f"state   {home()}", soft_wrap=True)
     story.console.print(
-        "Look next: 'make up' for Dagster, MLflow and the endpoint; 'mlops history flights/late_arrival'."
+        "Look next: 'make up' starts Dagster, MLflow, the reports and the endpoint and says where each is;"
     )
-    (home() / "demo.json").write_text(
-        json.dumps({"seconds": story.seconds, "chapters": [vars(c) for c in story.chapters]}, indent=2)
-    )
+    story.console.print(f"           '.venv/bin/mlops history {MODEL}' tells who did what, when and why.")
+    document = {"seconds": story.seconds, "chapters": [asdict(chapter) for chapter in story.chapters]}
+    (home() / STORY).write_text(json.dumps(document, indent=2))
+
+
+def _turn_the_page(console: Console) -> None:
+    """An earlier story is moved aside whole: trained again as of spring, a model would meet its own future."""
+    from resources.releases import ReleaseStore
+
+    if not ((home() / STORY).exists() or ReleaseStore().path(MODEL).exists()):
+        return
+    aside = next(path for number in count(1) if not (path := home().with_name(f"{home().name}.{number}")).exists())
+    home().rename(aside)
+    console.print(f"An earlier story was told here; it is kept in {aside}.", soft_wrap=True)

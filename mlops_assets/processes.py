@@ -23,7 +23,7 @@ from uuid import uuid4
 
 import psutil
 
-from resources.environment import DAGSTER_URL, MLFLOW_UI_URL, PROJECT, home, prepare_home, quiet_telemetry
+from resources.environment import DAGSTER_URL, MLFLOW_UI_URL, PROJECT, REPORTS_URL, home, prepare_home, quiet_telemetry
 
 MARK = "MLOPS_SUPERVISED_BY"
 LOOPBACK = "127.0.0.1"
@@ -242,12 +242,13 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def dagster_services(port: int, mlflow_port: int) -> list[Service]:
+def dagster_services(port: int, mlflow_port: int, reports_port: int) -> list[Service]:
     """The web server and the daemon, which runs schedules, sensors and the queue; their links lead to these ports."""
     workspace = str(PROJECT / "workspace.yaml")
     web = [sys.executable, "-m", "dagster_webserver", "-w", workspace, "-h", LOOPBACK, "-p", str(port)]
     daemon = [sys.executable, "-m", "dagster._daemon", "run", "-w", workspace]
-    links = {DAGSTER_URL: f"http://{LOOPBACK}:{port}", MLFLOW_UI_URL: f"http://{LOOPBACK}:{mlflow_port}"}
+    ports = {DAGSTER_URL: port, MLFLOW_UI_URL: mlflow_port, REPORTS_URL: reports_port}
+    links = {variable: f"http://{LOOPBACK}:{number}" for variable, number in ports.items()}
     return [
         Service("dagster", web, url=f"http://{LOOPBACK}:{port}", probe="/server_info", environment=links),
         Service("daemon", daemon, says="Instance is configured with the following daemons", environment=links),
@@ -270,13 +271,26 @@ def endpoint_service(port: int, models: Sequence[str] = ()) -> Service:
     return Service("endpoint", command, url=f"http://{LOOPBACK}:{port}", probe="/livez", environment=variables)
 
 
-def up(dagster: int = 3000, endpoint: int = 3001, mlflow: int = 5000, say: Say = print) -> int:
+def reports_service(port: int) -> Service:
+    """The pages of the drift and performance reports, to which the assets link."""
+    pages = home() / "reports"
+    pages.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "http.server", str(port), "--bind", LOOPBACK, "--directory", str(pages)]
+    return Service("reports", command, url=f"http://{LOOPBACK}:{port}")
+
+
+def up(dagster: int = 3000, endpoint: int = 3001, reports: int = 3002, mlflow: int = 5000, say: Say = print) -> int:
     """Run the whole platform on loopback, at these ports or the next free ones; returns the exit code."""
     quiet_telemetry()
     prepare_home()
     ports: list[int] = []
-    for preferred in (dagster, endpoint, mlflow):
+    for preferred in (dagster, endpoint, reports, mlflow):
         ports.append(free_port(preferred, taken=ports))
-    web, serving, tracking = ports
-    services = [*dagster_services(web, tracking), mlflow_service(tracking), endpoint_service(serving)]
+    web, serving, pages, tracking = ports
+    services = [
+        *dagster_services(web, tracking, pages),
+        mlflow_service(tracking),
+        reports_service(pages),
+        endpoint_service(serving),
+    ]
     return supervise(services, home() / "logs", say)

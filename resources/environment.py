@@ -79,6 +79,7 @@ REDIS = Setting("MLOPS_REDIS_URL", ("redis", "rediss"), "redis://cache:6379/0", 
 S3 = Setting("MLOPS_S3_URL", ("s3",), "s3://bucket/prefix", "the lake and the logs; AWS_* hold the credentials")
 # These may be left out; `mlops up` names the two pages by the ports it found.
 WEBHOOK, DAGSTER_URL, MLFLOW_UI_URL = "MLOPS_ALERT_WEBHOOK", "MLOPS_DAGSTER_URL", "MLOPS_MLFLOW_UI_URL"
+REPORTS_URL, DEFAULT_REPORTS_URL = "MLOPS_REPORTS_URL", "http://127.0.0.1:3002"
 MLFLOW = Setting(
     "MLOPS_MLFLOW_URL", ("http", "https"), "http://mlflow:5000", "runs and models; MLFLOW_TRACKING_USERNAME, _PASSWORD"
 )

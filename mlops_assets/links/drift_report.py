@@ -34,7 +34,7 @@ def drift_report_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         kinds={"evidently"},
         tags=spec.model_tags(model, LINK),
         partitions_def=model.labels.partitions,
-        automation_condition=spec.on_arrival(),
+        automation_condition=spec.on_recent_arrival(model.monitor.window),
         check_specs=spec.check_specs(
             key,
             {CHECK: False},
@@ -55,7 +55,7 @@ def drift_report_asset(model: ModelPipeline) -> dg.AssetsDefinition:
             metadata={
                 **result.numbers(),
                 "release": release,
-                "report": reports.link_to(page),
+                **reports.link_to(page),
                 "columns": _table(result),
                 **{f"psi/{column.name}": column.psi for column in result.columns if column.psi is not None},
             }

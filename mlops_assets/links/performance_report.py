@@ -5,6 +5,7 @@ What is not yet known is not counted; what will never be known (a cancelled flig
 
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -40,7 +41,7 @@ def performance_report_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         kinds={"evidently"},
         tags=spec.model_tags(model, LINK),
         partitions_def=model.labels.partitions,
-        automation_condition=spec.on_arrival(),
+        automation_condition=spec.on_recent_arrival(model.monitor.window),
         check_specs=spec.check_specs(
             key, {CHECK: False}, {CHECK: f"{model.gate.metric} is within {model.monitor.metric_drop} of the holdout's"}
         ),
@@ -57,17 +58,15 @@ def performance_report_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         as_of = context.partition_time_window.end
         matched = matched_answers(model, rows, truth.collect(), release, as_of)
         result = judged(model, matched, reports.manifest(bentos, release)["metric"]["holdout"])
-        page = (
-            _page(model, matched, context.partition_time_window.start)
-            if result.rows >= model.monitor.min_rows
-            else None
-        )
+        page = reports.report_path(model, context.partition_time_window.start, "performance")
+        if result.rows >= model.monitor.min_rows:
+            _draw(page, model, matched)
         yield dg.MaterializeResult(
             metadata={
                 **result.numbers(),
                 "release": release,
                 "as_of": as_of.isoformat(),
-                **({"report": reports.link_to(page)} if page else {}),
+                **reports.link_to(page),
                 "scores": _table(result),
             }
         )
@@ -125,14 +124,13 @@ def no_drop(result: "PerformanceResult") -> Claim:
     )
 
 
-def _page(model: ModelPipeline, matched: "pl.DataFrame", day: datetime) -> Any:
+def _draw(page: Path, model: ModelPipeline, matched: "pl.DataFrame") -> None:
     import polars as pl
 
     from mlops_assets.monitoring.evidently_report import write_performance_report
 
     known = matched.filter(pl.col("truth").is_not_null())
-    path = reports.report_path(model, day, "performance")
-    return write_performance_report(path, known["truth"], known["prediction"], model.task)
+    write_performance_report(page, known["truth"], known["prediction"], model.task)
 
 
 def _table(result: "PerformanceResult") -> dg.MarkdownMetadataValue:

@@ -1,6 +1,7 @@
 """What the two reports share: the trailing window of answers, and the release they are held against."""
 
 import json
+import os
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from math import ceil
@@ -11,7 +12,7 @@ import dagster as dg
 
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
-from resources.environment import home
+from resources.environment import DEFAULT_REPORTS_URL, REPORTS_URL, home
 
 if TYPE_CHECKING:
     import polars as pl
@@ -51,5 +52,9 @@ def report_path(model: ModelPipeline, day: datetime, name: str) -> Path:
     return home() / "reports" / model.team / model.name / f"{day:%Y-%m-%d}" / f"{name}.html"
 
 
-def link_to(path: Path) -> dg.PathMetadataValue:
-    return dg.MetadataValue.path(str(path))
+def link_to(page: Path) -> dict[str, Any]:
+    """Metadata that leads to a page: its file, and its address while the platform is up."""
+    if not page.exists():
+        return {}
+    address = f"{os.environ.get(REPORTS_URL, DEFAULT_REPORTS_URL)}/{page.relative_to(home() / 'reports')}"
+    return {"report": dg.MetadataValue.url(address), "report_file": dg.MetadataValue.path(str(page))}
