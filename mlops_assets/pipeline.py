@@ -51,7 +51,6 @@ def model_definitions(model: ModelPipeline) -> dg.Definitions:
     job = dg.define_asset_job(
         training_job_name(model),
         selection=dg.AssetSelection.assets(*(spec.link_key(model, link) for link in TRAINING_LINKS)),
-        partitions_def=model.cutoffs,
         description=f"Train {model.title} as of a cutoff and release it if it passes its gate.",
         tags={"team": model.team, "model": model.name},
     )

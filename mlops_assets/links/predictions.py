@@ -48,7 +48,7 @@ def predictions_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         partitions_def=model.labels.partitions,
         metadata={"dagster/column_schema": spec.column_schema(columns(model)), "partition_column": "at"},
         freshness_policy=spec.DAILY_FRESHNESS,
-        automation_condition=dg.AutomationCondition.on_cron("@daily"),
+        automation_condition=spec.after_midnight(),
         check_specs=spec.check_specs(
             key, {"no_gap": False}, {"no_gap": "The log of every serving process is complete"}
         ),

@@ -20,20 +20,58 @@ if TYPE_CHECKING:
     from mlops_assets.declarations import ModelPipeline
 
 DAILY_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(hours=36), warn_window=timedelta(hours=26))
+AFTER_MIDNIGHT = "5 0 * * *"  # UTC; the endpoints have written down their last answers of the day by then
 WEEKLY_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=9), warn_window=timedelta(days=8))
 
 
 def on_arrival() -> dg.AutomationCondition[Any]:
-    """Run when an input has news and its blocking checks passed; a missing older input is no obstacle.
+    """Run when an input holds something new and its blocking checks passed, also those of an earlier run.
 
-    `eager()` would wait for every partition of every input and look past the checks of earlier runs.
+    `eager()` looks past earlier runs' checks, knows only the newest partition, and runs again for an input that
+    was published anew with the same content.
     """
+    news = dg.AutomationCondition.any_deps_updated().replace(
+        "newly_updated", dg.AutomationCondition.data_version_changed()
+    )
     return (
-        dg.AutomationCondition.any_deps_updated().since_last_handled()
+        news.since_last_handled()
         & dg.AutomationCondition.all_deps_blocking_checks_passed()
         & ~dg.AutomationCondition.in_progress()
         & ~dg.AutomationCondition.any_deps_in_progress()
     ).with_label("on_arrival")
+
+
+def on_whole_window() -> dg.AutomationCondition[Any]:
+    """`on_arrival` for a table by partitions: one that is not there yet waits for every partition that it reads.
+
+    A day is news to every later window that reaches back to it, also of days that have not come; and a
+    window with a hole would say less than it promises, without saying so.
+    """
+    whole = ~dg.AutomationCondition.missing() | ~dg.AutomationCondition.any_deps_missing()
+    return (on_arrival() & whole).with_label("on_whole_window")
+
+
+def on_recent_arrival(window: timedelta) -> dg.AutomationCondition[Any]:
+    """`on_arrival` for a report over a trailing `window`: of the newest days alone, from the first one on.
+
+    It waits for no whole window, only for every input to have something in it.
+    """
+    there = dg.AutomationCondition.all_deps_match(
+        ~dg.AutomationCondition.missing() | dg.AutomationCondition.will_be_requested()
+    )
+    return (on_arrival() & dg.AutomationCondition.in_latest_time_window(window) & there).with_label("on_recent_arrival")
+
+
+def at_each_cutoff() -> dg.AutomationCondition[Any]:
+    """Once for a cutoff that has come, when every day before it is there; never for those that went by."""
+    return dg.AutomationCondition.on_missing().with_label("at_each_cutoff")
+
+
+def after_midnight() -> dg.AutomationCondition[Any]:
+    """Once for the day that has just ended, whenever its inputs changed last."""
+    passed = dg.AutomationCondition.cron_tick_passed(AFTER_MIDNIGHT).since_last_handled()
+    newest = dg.AutomationCondition.in_latest_time_window() & dg.AutomationCondition.missing()
+    return (newest & passed & ~dg.AutomationCondition.in_progress()).with_label("after_midnight")
 
 
 def column_schema(columns: Mapping[str, Field]) -> dg.TableSchema:

@@ -49,7 +49,7 @@ def table_asset(table: Table, catalog: Catalog) -> dg.AssetsDefinition:
             "partition_column": time_of(table),
         },
         freshness_policy=spec.DAILY_FRESHNESS if table.partitions else None,
-        automation_condition=None if isinstance(table, Source) else spec.on_arrival(),
+        automation_condition=_automation(table),
         check_specs=spec.check_specs(key, CLAIM_NAMES, PROMISES),
         io_manager_key="io_manager",
     )
@@ -66,6 +66,13 @@ def table_asset(table: Table, catalog: Catalog) -> dg.AssetsDefinition:
         yield dg.Output(rows, data_version=spec.data_version(rows), metadata={"dagster/row_count": rows.height})
 
     return publish
+
+
+def _automation(table: Table) -> dg.AutomationCondition[Any] | None:
+    """A source is filled from outside; what is computed follows what it reads."""
+    if isinstance(table, Source):
+        return None
+    return spec.on_whole_window() if table.partitions else spec.on_arrival()
 
 
 def _code_reference(table: Table) -> dg.CodeReferencesMetadataValue:

@@ -52,7 +52,7 @@ def training_set_asset(model: ModelPipeline) -> dg.AssetsDefinition:
             "partition_column": None,  # a cutoff is a point of view on all earlier rows, not a slice of time
         },
         freshness_policy=spec.WEEKLY_FRESHNESS,
-        automation_condition=dg.AutomationCondition.on_missing().with_label("at each new cutoff"),
+        automation_condition=spec.at_each_cutoff(),
         check_specs=spec.check_specs(key, CLAIMS, PROMISES),
         io_manager_key="io_manager",
     )
