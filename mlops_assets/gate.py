@@ -36,6 +36,15 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Unjudged:
+    """A champion that cannot predict the candidate's rows, and `metric`, the gate's on its own holdout, if known."""
+
+    version: str
+    why: str
+    metric: float | None
+
+
+@dataclass(frozen=True)
 class Slice:
     """The rows where `column` is `value`, and the metric on them."""
 
@@ -45,16 +54,19 @@ class Slice:
     metric: float
 
 
-def judge(gate: Gate, label: str, holdout: pl.DataFrame, latency_ms: float) -> list[Verdict]:
+def judge(
+    gate: Gate, label: str, holdout: pl.DataFrame, latency_ms: float, unjudged: Unjudged | None = None
+) -> list[Verdict]:
     """Every verdict of the gate on a holdout with the columns `label`, `prediction` and the gate's slices.
 
     The column `champion_prediction` holds what the champion says of the same rows; there is none when
-    there is no champion. `latency_ms` is the median time of a one-row prediction.
+    there is no champion, or one that is `unjudged`. `latency_ms` is the median time of a one-row prediction.
     """
     metric = METRICS[gate.metric]
+    value = _measured(metric, holdout, label, PREDICTION)
     return [
-        clears_floor(gate, metric, _measured(metric, holdout, label, PREDICTION)),
-        beats_champion(gate, metric, holdout, label),
+        clears_floor(gate, metric, value),
+        beats_unjudged(gate, metric, value, unjudged) if unjudged else beats_champion(gate, metric, holdout, label),
         worst_slice(gate, metric, holdout, label),
         predicts_in_time(gate, latency_ms),
     ]
@@ -86,6 +98,28 @@ def beats_champion(gate: Gate, metric: Metric, holdout: pl.DataFrame, label: str
         f"{metric.name} is {candidate:.4f} and the champion's {champion:.4f} on the same {holdout.height} rows: "
         f"better by {gain:+.4f}, wanted {gate.beats_champion_by:+g}",
         {"candidate": candidate, "champion": champion, "gain": gain, "margin": gate.beats_champion_by},
+    )
+
+
+def beats_unjudged(gate: Gate, metric: Metric, candidate: float, champion: Unjudged) -> Verdict:
+    """The champion's own holdout stands in for rows that it cannot predict; without that number nothing is shown."""
+    name, why = "beats_champion", f"the champion (version {champion.version}) cannot predict these rows: {champion.why}"
+    if gate.beats_champion_by is None:
+        return Verdict(name, True, "the gate does not ask for it")
+    if champion.metric is None:
+        return Verdict(
+            name,
+            False,
+            f"{why}; nor was its {metric.name} on this label ever measured. Set the gate's beats_champion_by to None "
+            "to let this candidate pass without a comparison, or give the model another name",
+        )
+    gain = metric.gain(candidate, champion.metric)
+    return Verdict(
+        name,
+        gain >= gate.beats_champion_by,
+        f"{why}; on its own holdout, which is of other rows, its {metric.name} was {champion.metric:.4f} and the "
+        f"candidate's here is {candidate:.4f}: better by {gain:+.4f}, wanted {gate.beats_champion_by:+g}",
+        {"candidate": candidate, "champion": champion.metric, "gain": gain, "margin": gate.beats_champion_by},
     )
 
 

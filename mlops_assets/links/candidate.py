@@ -27,7 +27,11 @@ from resources.lake import Lake
 from resources.mlflow import MlflowResource
 
 if TYPE_CHECKING:
-    from mlops_assets.gate import Verdict
+    import polars as pl
+
+    from mlops_assets.gate import Unjudged, Verdict
+
+    Said = pl.Series | Unjudged | None
 
 LINK = "candidate"
 ENTRYPOINT = "mlops_assets.training:train"
@@ -46,7 +50,7 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
     @dg.asset(
         key=key,
         deps=[training_set],
-        description=f"{model.description or model.title} Trained by {type(model.trainer).__name__}, judged by its gate.",
+        description=f"{model.description or model.title} By {type(model.trainer).__name__}, judged by its gate.",
         group_name=spec.model_group(model),
         owners=spec.owners(model.owners, model.team),
         kinds={"mlflow", model.trainer.framework},
@@ -61,14 +65,17 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
     ) -> Iterator[Any]:
         cutoff = context.partition_time_window.start
         path = lake.path(training_set, context.partition_key)
+        origin = _origin(model, context)
         with (
             _workplace() as out,
-            mlflow.run(model.id, name=context.partition_key, tags=run_tags(model, context)) as run_id,
+            mlflow.run(model.id, name=context.partition_key, tags=run_tags(model, origin)) as run_id,
         ):
-            trained = compute.run(ENTRYPOINT, arguments(model, cutoff, path, out))
-            mlflow.log_trials(run_id, f"validation_{model.gate.metric}", trials(out))
+            try:
+                trained = compute.run(ENTRYPOINT, arguments(model, cutoff, path, out))
+            finally:  # a search that broke off shows how far it came
+                mlflow.log_trials(run_id, f"validation_{model.gate.metric}", trials(out))
             verdicts = judged(model, mlflow, out, trained)
-            _complete_bundle(model, out, run_id, trained, context)
+            _complete_bundle(model, out, trained, {**origin, "run_id": run_id})
             version = _register(model, mlflow, out, run_id, trained, verdicts, context.partition_key)
         yield dg.MaterializeResult(
             metadata=told(trained, verdicts, version, run_id, mlflow), data_version=dg.DataVersion(f"version {version}")
@@ -95,14 +102,31 @@ def arguments(model: ModelPipeline, cutoff: datetime, training_set: Any, out: Pa
     return training_arguments(model, cutoff, training_set, out)
 
 
-def run_tags(model: ModelPipeline, context: dg.AssetExecutionContext) -> dict[str, str]:
-    """What leads from MLflow back to Dagster."""
-    provenance = context.get_asset_provenance(context.asset_key)
+def _origin(model: ModelPipeline, context: dg.AssetExecutionContext) -> dict[str, Any]:
+    """Where a candidate comes from: the Dagster run, the rows, the code, the libraries, the machine."""
+    from mlops_assets.manifest import run_manifest
+
     return {
-        "dagster/run_id": context.run.run_id,
-        "dagster/asset_key": context.asset_key.to_user_string(),
-        "dagster/partition": context.partition_key,
-        "dagster/code_version": provenance.code_version if provenance else "",
+        "dagster_run_id": context.run.run_id,
+        "asset_key": context.asset_key.to_user_string(),
+        "cutoff": context.partition_key,
+        "code_version": context.assets_def.code_versions_by_key.get(context.asset_key),
+        "training_set_hash": _training_set_hash(model, context),
+        **run_manifest(),
+    }
+
+
+def run_tags(model: ModelPipeline, origin: Mapping[str, Any]) -> dict[str, str]:
+    """What leads from MLflow back to Dagster, and what the run was made with."""
+    return {
+        "dagster/run_id": origin["dagster_run_id"],
+        "dagster/asset_key": origin["asset_key"],
+        "dagster/partition": origin["cutoff"],
+        "dagster/code_version": origin["code_version"] or "",
+        "training_set_hash": origin["training_set_hash"] or "",
+        "git_commit": f"{origin['git_commit']}{' and changes' if origin['git_dirty'] else ''}",
+        "constraints_sha256": origin["constraints_sha256"] or "",
+        "hardware": f"{origin['cpu_count']} CPUs, {origin['memory_gb']} GB, GPU {origin['gpu']}, {origin['platform']}",
         "team": model.team,
         "model": model.id,
         "framework": model.trainer.framework,
@@ -110,50 +134,69 @@ def run_tags(model: ModelPipeline, context: dg.AssetExecutionContext) -> dict[st
 
 
 def trials(out: Path) -> list[dict[str, Any]]:
-    """What each trial tried and reached, as the search wrote it down."""
-    return [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
+    """What each trial tried and reached, as the search wrote it down; none when it did not begin."""
+    journal = out / "trials.jsonl"
+    return [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
 
 
 def judged(model: ModelPipeline, mlflow: MlflowResource, out: Path, trained: Mapping[str, Any]) -> "list[Verdict]":
     """The gate's verdicts on the holdout, with the champion's predictions of the same rows."""
     import polars as pl
 
-    from mlops_assets.gate import CHAMPION, judge, measure_latency
+    from mlops_assets.gate import CHAMPION, Unjudged, judge, measure_latency
     from mlops_assets.input_schema import InputSchema
     from mlops_assets.trainers import load_predictor
-    from mlops_assets.training import evaluate
 
     holdout = pl.read_parquet(out / "holdout.parquet")
-    champion = mlflow.alias(model.registered_name, ALIAS)
-    if champion is not None:
-        predictions = evaluate(mlflow.download(model.registered_name, champion), holdout)
-        holdout = holdout.with_columns(predictions.alias(CHAMPION))
+    champion = champion_says(model, mlflow, holdout)
+    unjudged = champion if isinstance(champion, Unjudged) else None
+    if isinstance(champion, pl.Series):
+        holdout = holdout.with_columns(champion.alias(CHAMPION))
     bundle = out / BUNDLE
     schema = InputSchema.from_json(json.loads((bundle / "schema.json").read_text()))
     predictor = load_predictor(trained["framework"], bundle / "model")
     golden = json.loads((bundle / "golden.json").read_text())["rows"]
-    return judge(model.gate, model.label, holdout, measure_latency(predictor, schema, golden))
+    return judge(model.gate, model.label, holdout, measure_latency(predictor, schema, golden), unjudged)
 
 
-def _complete_bundle(
-    model: ModelPipeline, out: Path, run_id: str, trained: Mapping[str, Any], context: dg.AssetExecutionContext
-) -> None:
+def champion_says(
+    model: ModelPipeline, mlflow: MlflowResource, holdout: "pl.DataFrame"
+) -> "pl.Series | Unjudged | None":
+    """The champion's prediction for each row, or why it has none to make; None when there is no champion.
+
+    A declaration may drop a feature, or predict something else, while the champion is still the one of before.
+    """
+    from mlops_assets.gate import Unjudged
+    from mlops_assets.input_schema import InputError
+    from mlops_assets.training import evaluate
+
+    version = mlflow.alias(model.registered_name, ALIAS)
+    if version is None:
+        return None
+    bundle = mlflow.download(model.registered_name, version)
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    if (manifest["task"], manifest["label"]) != (model.task, model.label):
+        return Unjudged(version, f"it is a {manifest['task']} of {manifest['label']!r}, not of {model.label!r}", None)
+    try:
+        return evaluate(bundle, holdout)
+    except InputError as problem:
+        metric = manifest["metric"]
+        return Unjudged(version, str(problem), metric["holdout"] if metric["name"] == model.gate.metric else None)
+
+
+def _complete_bundle(model: ModelPipeline, out: Path, trained: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
     """Add what only the platform knows: where each input is found, and where the model comes from."""
-    from mlops_assets.manifest import run_manifest
     from mlops_assets.serving.plan import FeaturePlan
 
     manifest = {
+        **{name: value for name, value in origin.items() if name != "training_set_hash"},
         "model": model.id,
         "task": trained["task"],
         "framework": trained["framework"],
         "label": model.label,
-        "run_id": run_id,
-        "dagster_run_id": context.run.run_id,
-        "cutoff": context.partition_key,
-        "training_set": {"hash": _training_set_hash(model, context), "rows": sum(trained["rows"].values())},
+        "training_set": {"hash": origin["training_set_hash"], "rows": sum(trained["rows"].values())},
         "metric": trained["metric"],
         "params": trained["params"],
-        **run_manifest(),
     }
     for name, document in (("plan.json", FeaturePlan.of(model).to_json()), ("manifest.json", manifest)):
         _write_json(out / BUNDLE / name, document)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_assets import Float64, Gate
-from mlops_assets.gate import CHAMPION, Verdict, judge, measure_latency
+from mlops_assets.gate import CHAMPION, Unjudged, Verdict, judge, measure_latency
 from mlops_assets.input_schema import Column, InputSchema
 
 GATE = Gate("roc_auc", at_least=0.7, slices=["carrier"], slice_min_rows=50, slice_tolerance=0.1, latency_ms=5)
@@ -112,3 +112,21 @@ def test_latency_is_the_median_of_one_row_answers() -> None:
     assert shapes == [(1, 1)] * 8
     with pytest.raises(ValueError, match="at least one row"):
         measure_latency(predictor, schema, [])
+
+
+@pytest.mark.parametrize(("recorded", "passed"), [(0.6, True), (0.99, False)])
+def test_a_champion_that_cannot_predict_the_rows_is_met_by_its_own_holdout(recorded: float, passed: bool) -> None:
+    """The verdict says that the rows are others, why, and by how much."""
+    champion = Unjudged("3", "it reads 'gust', which is gone", recorded)
+    verdict = judge(GATE, "late", holdout(), 1.0, champion)[1]
+    assert verdict.name == "beats_champion" and verdict.passed is passed
+    assert "version 3" in verdict.reason and "'gust', which is gone" in verdict.reason
+    assert f"was {recorded:.4f}" in verdict.reason and "other rows" in verdict.reason
+
+
+def test_a_champion_that_was_never_measured_so_cannot_be_beaten() -> None:
+    """Nothing is shown, so nothing is passed; the refusal says what to do, and the gate may waive the comparison."""
+    champion = Unjudged("3", "it is a regression of 'delay'", None)
+    verdict = judge(GATE, "late", holdout(), 1.0, champion)[1]
+    assert not verdict.passed and "beats_champion_by to None" in verdict.reason
+    assert judge(Gate("roc_auc", at_least=0.5, beats_champion_by=None), "late", holdout(), 1.0, champion)[1].passed
