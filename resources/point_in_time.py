@@ -92,8 +92,8 @@ def point_in_time_join(
     joined = _in_order(spine.with_row_index(ROW).with_columns(utc(event_timestamp, schema).alias(AT)), AT)
     for view in views:
         joined = _join(joined, schema, view, as_known)
-    # Where the spine came in order, this sort sees the row index still flagged as sorted and costs nothing.
-    return joined.sort(ROW).select(*schema.names(), *(name for view in views for name in view.outputs))
+    # A spine that came in order costs nothing here; a plain lazy sort would gather every column once more.
+    return _in_order(joined, ROW).select(*schema.names(), *(name for view in views for name in view.outputs))
 
 
 def utc(column: str, schema: pl.Schema) -> pl.Expr:
