@@ -33,6 +33,7 @@ def drift_report_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         owners=spec.owners(model.owners, model.team),
         kinds={"evidently"},
         tags=spec.model_tags(model, LINK),
+        code_version=spec.declared_version(model, model.monitor),
         partitions_def=model.labels.partitions,
         automation_condition=spec.on_recent_arrival(model.monitor.window),
         check_specs=spec.check_specs(
@@ -73,7 +74,9 @@ def _measured(
     from mlops_assets.monitoring.drift import drift
     from mlops_assets.monitoring.evidently_report import write_drift_report
 
-    reference = pl.read_parquet(bentos.path(release) / "baseline.parquet").select(*model.inputs, "prediction")
+    baseline = pl.read_parquet(bentos.path(release) / "baseline.parquet")
+    # A feature declared since the release was trained has nothing to be compared with yet.
+    reference = baseline.select(name for name in (*model.inputs, "prediction") if name in baseline.columns)
     limits: dict[str, Any] = {"limit": model.monitor.psi, "share_limit": model.monitor.drifted_share}
     result = drift(reference, rows, **limits, min_rows=model.monitor.min_rows)
     page = reports.report_path(model, context.partition_time_window.start, "drift")

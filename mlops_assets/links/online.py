@@ -35,7 +35,15 @@ class AsOf(dg.Config):
     as_of: str | None = None
 
     def moment(self) -> datetime | None:
-        return datetime.fromisoformat(self.as_of).astimezone(UTC) if self.as_of else None
+        if self.as_of is None:
+            return None
+        moment = datetime.fromisoformat(self.as_of)
+        if moment.tzinfo is None:
+            raise dg.Failure(
+                f"as_of is {self.as_of!r}, a time without a zone. Write it with one, e.g. 2013-04-01T00:00:00+00:00.",
+                allow_retries=False,
+            )
+        return moment.astimezone(UTC)
 
 
 def online_key(view: FeatureView) -> dg.AssetKey:

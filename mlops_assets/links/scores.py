@@ -48,6 +48,7 @@ def scores_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         owners=spec.owners(model.owners, model.team),
         kinds={"polars", "parquet"},
         tags=spec.model_tags(model, LINK),
+        code_version=spec.declared_version(model),
         partitions_def=model.labels.partitions,
         metadata={
             "dagster/column_schema": spec.column_schema(
@@ -86,6 +87,12 @@ def score(rows: "pl.DataFrame", bentos: BentoStore, release: str, version: str) 
     from mlops_assets.serving.bundle import Release
 
     loaded = Release.load(bentos.path(release))
+    if missing := [name for name in loaded.schema.names if name not in rows.columns]:
+        raise dg.Failure(
+            f"{release} reads {', '.join(missing)}, which its model does not declare any more. "
+            "Train and release a candidate of the new declaration first.",
+            allow_retries=False,
+        )
     predicted: Any = loaded.predictor(loaded.schema.encode_frame(rows)) if rows.height else []
     return rows.with_columns(
         pl.Series("prediction", predicted, dtype=pl.Float64), release=pl.lit(release), version=pl.lit(version)

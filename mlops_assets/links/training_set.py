@@ -26,8 +26,8 @@ PROOF_ROWS = 100
 ALL_HISTORY = timedelta(weeks=520)
 CLAIMS = {"point_in_time_proof": True, "nothing_after_the_cutoff": True, "null_rates": False}
 PROMISES = {
-    "point_in_time_proof": "A naive join, written independently, agrees on sampled rows",
-    "nothing_after_the_cutoff": "No event, label or feature is younger than it may be",
+    "point_in_time_proof": "Every event is there once, and a naive join, written independently, agrees on sampled rows",
+    "nothing_after_the_cutoff": "No event and no label is younger than it may be",
     "null_rates": "No feature is missing from nearly all rows",
 }
 
@@ -43,6 +43,7 @@ def training_set_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         owners=spec.owners(model.owners, model.team),
         kinds={"polars", "parquet"},
         tags=spec.model_tags(model, LINK),
+        code_version=spec.declared_version(model, model.split.window),
         partitions_def=model.cutoffs,
         metadata={
             "dagster/column_schema": spec.column_schema(
@@ -66,7 +67,7 @@ def training_set_asset(model: ModelPipeline) -> dg.AssetsDefinition:
                 f"Materialize {model.labels.title} and its features for the days before the cutoff.",
                 allow_retries=False,
             )
-        judged = [proof(model, rows, inputs), nothing_after(rows, cutoff), null_rates(rows, model.inputs)]
+        judged = [proof(model, rows, spine, inputs), nothing_after(rows, cutoff), null_rates(rows, model.inputs)]
         yield from (spec.check_result(key, claim) for claim in judged)
         if broken := [claim for claim in judged if claim.blocking and not claim.passed]:
             raise dg.Failure(f"{model.title}: {'; '.join(claim.reason for claim in broken)}", allow_retries=False)
@@ -110,19 +111,25 @@ def point_in_time_rows(
     return point_in_time_join(ordered, view_frames(model, frames)).collect()
 
 
-def proof(model: ModelPipeline, rows: "pl.DataFrame", frames: Mapping[str, "pl.LazyFrame"]) -> Claim:
-    """Rows drawn by a hash of their key, joined anew by the naive join, agree value for value."""
+def proof(
+    model: ModelPipeline, rows: "pl.DataFrame", spine: "pl.LazyFrame", frames: Mapping[str, "pl.LazyFrame"]
+) -> Claim:
+    """Every event of the spine is there once; rows drawn by a hash of their key, joined anew, agree value for value."""
     from resources.point_in_time import naive_join
 
+    events = spine.select(model.labels.key).collect()[model.labels.key]
     sample = _sample(rows, model)
     features = [name for item in model.selections for name in item.features]
     expected = naive_join(sample.drop(features), view_frames(model, frames))
     differing = [name for name in features if not sample[name].equals(expected[name], null_equal=True)]
+    whole = events.sort().equals(rows[model.labels.key].sort())
     return Claim(
         "point_in_time_proof",
-        not differing,
+        whole and not differing,
         f"{sample.height} sampled rows, {len(features)} features: "
-        + (f"{', '.join(differing)} differ from the naive join" if differing else "all equal to the naive join"),
+        + (f"{', '.join(differing)} differ from the naive join" if differing else "all equal to the naive join")
+        + f"; {rows.height} rows of {events.len()} events"
+        + ("" if whole else ", which are not the same ones"),
         numbers={"rows": sample.height, "features": len(features)},
     )
 
