@@ -1,7 +1,7 @@
 """What a user declares: sources, feature views, labels, models. Frozen values; nothing here computes.
 
 A declaration that can be judged alone is judged when it is made; what needs the other declarations
-(an unknown feature, two models of one name) is judged by `mlops_assets.validation` when definitions
+(an unknown feature, two models of one name) is judged by `mlops_assets.catalog` when definitions
 load. Either way the error names the declaration, the field, what was given, what exists, and the fix.
 """
 
@@ -60,6 +60,11 @@ class Entity:
 
     def __post_init__(self) -> None:
         _named("Entity", self.name)
+
+    @property
+    def column(self) -> Field:
+        """The join key as a column; its meaning is the entity's, unless it has one of its own."""
+        return self.dtype if self.dtype.description else replace(self.dtype, description=self.description)
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class FeatureView(_Table):
     @property
     def columns(self) -> dict[str, Field]:
         """Every published column: join keys, event time, features."""
-        keys = {entity.join_key: entity.dtype for entity in self.entities}
+        keys = {entity.join_key: entity.column for entity in self.entities}
         return {**keys, EVENT_TIMESTAMP: UnixTimestamp("When the row became true and known"), **self.schema}
 
     def __getitem__(self, features: Sequence[str]) -> FeatureSelection:
@@ -213,7 +218,7 @@ class Labels(_Table):
     def columns(self) -> dict[str, Field]:
         return {
             self.key: String("Unique id of the event"),
-            **{entity.join_key: entity.dtype for entity in self.entities},
+            **{entity.join_key: entity.column for entity in self.entities},
             EVENT_TIMESTAMP: UnixTimestamp("When the prediction is wanted"),
             KNOWN_AT: UnixTimestamp("When the label became known"),
             **self.request,

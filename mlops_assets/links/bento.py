@@ -30,6 +30,7 @@ def bento_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         owners=spec.owners(model.owners, model.team),
         kinds={"bentoml"},
         tags=spec.model_tags(model, LINK),
+        code_version="1",
         automation_condition=spec.on_arrival(),
         check_specs=spec.check_specs(
             key, {CHECK: True}, {CHECK: "It answers golden requests as the model did offline"}

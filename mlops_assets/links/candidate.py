@@ -55,6 +55,7 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         owners=spec.owners(model.owners, model.team),
         kinds={"mlflow", model.trainer.framework},
         tags=spec.model_tags(model, LINK),
+        code_version=spec.declared_version(model, model.trainer, model.split, model.search, model.gate),
         partitions_def=model.cutoffs,
         pool="training",
         automation_condition=spec.on_arrival(),

@@ -28,6 +28,7 @@ def champion_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         owners=spec.owners(model.owners, model.team),
         kinds={"mlflow"},
         tags=spec.model_tags(model, LINK),
+        code_version="1",
         pool=f"promotion_{model.team}_{model.name}",
         automation_condition=spec.on_arrival(),
         check_specs=spec.check_specs(

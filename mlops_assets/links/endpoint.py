@@ -31,6 +31,7 @@ def endpoint_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         owners=spec.owners(model.owners, model.team),
         kinds={"bentoml"},
         tags=spec.model_tags(model, LINK),
+        code_version=spec.declared_version(model, model.serve),
         pool=f"promotion_{model.team}_{model.name}",
         automation_condition=spec.on_arrival(),
         metadata={"route": f"/{model.id}/predict"},

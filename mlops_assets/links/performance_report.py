@@ -40,6 +40,7 @@ def performance_report_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         owners=spec.owners(model.owners, model.team),
         kinds={"evidently"},
         tags=spec.model_tags(model, LINK),
+        code_version=spec.declared_version(model, model.monitor, model.gate),
         partitions_def=model.labels.partitions,
         automation_condition=spec.on_recent_arrival(model.monitor.window),
         check_specs=spec.check_specs(

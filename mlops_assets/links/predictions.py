@@ -45,6 +45,7 @@ def predictions_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         owners=spec.owners(model.owners, model.team),
         kinds={"bentoml", "parquet"},
         tags=spec.model_tags(model, LINK),
+        code_version=spec.declared_version(model),
         partitions_def=model.labels.partitions,
         metadata={"dagster/column_schema": spec.column_schema(columns(model)), "partition_column": "at"},
         freshness_policy=spec.DAILY_FRESHNESS,
@@ -71,7 +72,7 @@ def predictions_asset(model: ModelPipeline) -> dg.AssetsDefinition:
 
 def columns(model: ModelPipeline) -> dict[str, Field]:
     """How an answer is stored: about the answer itself, the keys asked for, the inputs used."""
-    keys = {entity.join_key: entity.dtype for entity in model.labels.entities}
+    keys = {entity.join_key: entity.column for entity in model.labels.entities}
     return {**keys, **model.input_fields, **ANSWER}
 
 
