@@ -330,6 +330,27 @@ def departures(model: ModelPipeline, first: datetime, end: datetime) -> Iterator
         yield at, group.drop(EVENT_TIMESTAMP).to_dicts()
 
 
+def live_metrics(model: ModelPipeline, first: date, last: date) -> list[tuple[str, int, float]]:
+    """Version, flights and metric of what each version answered from `first` to `last`, by the labels there are."""
+    import polars as pl
+
+    from mlops_assets.catalog import asset_key
+    from mlops_assets.links.spec import link_key
+    from mlops_assets.metrics import METRICS
+    from resources.environment import resources_for
+
+    lake = resources_for()["lake"]
+    days = [str(first + timedelta(days=i)) for i in range((last - first).days + 1)]
+    answers = lake.scan(link_key(model, "predictions"), days).select("request_id", "version", "prediction")
+    truth = lake.scan(asset_key(model.labels), days).select(request_id=model.labels.key, truth=pl.col(model.label))
+    known = answers.join(truth, on="request_id").with_columns(pl.col("truth").cast(pl.Float64)).collect()
+    metric = METRICS[model.gate.metric]
+    return [
+        (str(version), part.height, metric.compute(part["truth"].to_numpy(), part["prediction"].to_numpy()))
+        for (version,), part in known.sort("version").group_by("version", maintain_order=True)
+    ]
+
+
 def run_demo() -> int:
     """Tell the story; 0 when every step of it happened."""
     from rich.console import Console
@@ -428,6 +449,8 @@ def _canary(story: Story, first: str, second: str) -> None:
             day += timedelta(days=1)
         story.await_versions({second})
         _serve_a_day(story, day)
+    for version, rows, metric in live_metrics(story.model, REPLAY_FROM + timedelta(days=1), day):
+        story.tell(f"live, {rows} flights", version=version, metric=f"{story.model.gate.metric} {metric:.4f}")
 
 
 def _back_and_forward(story: Story, first: str, second: str) -> None:
