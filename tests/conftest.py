@@ -83,6 +83,12 @@ class Platform:
     instance: dg.DagsterInstance
     cursors: dict[str, str | None] = field(default_factory=dict)
 
+    @property
+    def home(self) -> Path:
+        from resources.environment import home
+
+        return home()
+
     @cached_property
     def resources(self) -> dict[str, Any]:
         from resources.environment import resources_for
