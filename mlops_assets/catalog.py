@@ -44,9 +44,12 @@ class UnknownDeclarationError(LookupError):
 
 
 def asset_key(table: Table) -> dg.AssetKey:
-    """Where the table is published: a feature view's rows are its offline asset."""
-    link = ["offline"] if isinstance(table, FeatureView) else []
-    return dg.AssetKey([table.team, table.name, *link])
+    """Where the table is published; `offline` are the rows of a feature view that training reads.
+
+    The view's name comes last: Dagster's graph shows the last part of a key alone.
+    """
+    place = ["offline"] if isinstance(table, FeatureView) else []
+    return dg.AssetKey([table.team, *place, table.name])
 
 
 @dataclass(frozen=True)

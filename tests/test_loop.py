@@ -244,7 +244,7 @@ def test_features_online_are_those_of_the_point_in_time_join(story: Story) -> No
     scan = platform.resources["lake"].scan
     logged = scan("flights/late_arrival/predictions", [str(BUSY)]).collect().sort("request_id")
     frames = {
-        f"view_{item.view.name}": scan(["flights", item.view.name, "offline"]) for item in platform.model.selections
+        f"view_{item.view.name}": scan(["flights", "offline", item.view.name]) for item in platform.model.selections
     }
     offline = point_in_time_rows(platform.model, story.asked[BUSY].lazy(), frames).sort("flight_id")
     assert logged.height > 150

@@ -47,7 +47,7 @@ class AsOf(dg.Config):
 
 
 def online_key(view: FeatureView) -> dg.AssetKey:
-    return dg.AssetKey([view.team, view.name, "online"])
+    return dg.AssetKey([view.team, "online", view.name])
 
 
 def newest_rows(frame: "pl.LazyFrame", view: FeatureView, as_of: datetime | None) -> "pl.DataFrame":

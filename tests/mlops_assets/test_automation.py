@@ -280,20 +280,20 @@ def fill(world: World, first: str, last: str, *names: str) -> None:
 def test_the_real_tables_follow_a_day_once_and_nothing_floods(flights: World):
     """A backfill, then a day of flights alone, then of weather: each asks for what stands on it, that day, once."""
     fill(flights, "2013-01-01", "2013-01-12")
-    online = {f"flights/{view}/online": {None} for view in VIEWS}
+    online = {f"flights/online/{view}": {None} for view in VIEWS}
     assert flights.tick() == online, "the backfill's own run computed all else; no day beyond it, no cutoff, no report"
     assert flights.tick() == {}
 
     fill(flights, "2013-01-13", "2013-01-13", "raw_flights", "raw_planes")
     asked = flights.tick()
-    on_flights = [f"{view}/offline" for view in VIEWS if view != "weather_hourly"] + ["arrivals"]
+    on_flights = [f"offline/{view}" for view in VIEWS if view != "weather_hourly"] + ["arrivals"]
     assert asked == {f"flights/{name}": {"2013-01-13"} for name in on_flights}, "the registry did not change"
     assert flights.tick() == {}
 
     fill(flights, "2013-01-13", "2013-01-13", *on_flights)
     assert flights.tick() == {name: {None} for name in online if "weather" not in name}
     fill(flights, "2013-01-13", "2013-01-13", "raw_weather")
-    assert flights.tick() == {"flights/weather_hourly/offline": {"2013-01-13"}}
+    assert flights.tick() == {"flights/offline/weather_hourly": {"2013-01-13"}}
     assert flights.tick() == {}
 
 

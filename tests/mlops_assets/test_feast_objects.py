@@ -61,7 +61,7 @@ def test_a_view_says_in_feast_what_was_declared(home: Path) -> None:
 
 def test_a_views_source_is_the_directory_of_its_offline_asset(home: Path) -> None:
     source = compiled([weather])["FileSource", "flights__weather"]
-    assert source.path == f"{home}/lake/flights/weather/offline/"
+    assert source.path == f"{home}/lake/flights/offline/weather/"
     assert source.timestamp_field == "event_timestamp"
 
 

@@ -16,7 +16,7 @@ from resources import point_in_time
 if TYPE_CHECKING:
     from conftest import Platform
 
-CUTOFF, KEY, WEATHER = "2013-07-01", "flights/late_arrival/training_set", "flights/weather_hourly/offline"
+CUTOFF, KEY, WEATHER = "2013-07-01", "flights/late_arrival/training_set", "flights/offline/weather_hourly"
 MOMENT = datetime(2013, 7, 1, tzinfo=UTC)
 LEAK, PROOF = "nothing_after_the_cutoff", "point_in_time_proof"
 honest_join = point_in_time.point_in_time_join
@@ -25,7 +25,7 @@ honest_join = point_in_time.point_in_time_join
 def frames(platform: Platform) -> dict[str, pl.LazyFrame]:
     """What the asset is given: the spine and every view of the model."""
     scan = platform.resources["lake"].scan
-    views = {f"view_{s.view.name}": scan(["flights", s.view.name, "offline"]) for s in platform.model.selections}
+    views = {f"view_{s.view.name}": scan(["flights", "offline", s.view.name]) for s in platform.model.selections}
     return {"spine": scan("flights/arrivals"), **views}
 
 
