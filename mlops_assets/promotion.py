@@ -1,8 +1,9 @@
 """Promotion and rollback: the registry's alias and the endpoint's traffic, moved together.
 
-The assets, the sensors and the command line all go through here, so that there is one order of events:
-first the Bento exists, then the traffic moves, then the alias follows. Each step is idempotent; a
-process killed between two of them is completed by asking again.
+The assets, the sensors and the command line all go through here. A promotion builds the Bento, moves the
+traffic, then the alias; a new champion begins with the alias and reaches the traffic by its endpoint asset.
+Each takes its turn at a model, so that traffic and alias agree when it is over. Each step is idempotent;
+a process killed between two of them is completed by asking again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from mlops_assets.declarations import ModelPipeline
+from resources.champions import ALIAS
 
 if TYPE_CHECKING:
     from resources.bentos import BentoStore
@@ -73,6 +75,16 @@ class Promotion:
         self.mlflow.tag_version(model.registered_name, version, {BENTO: tag})
         return tag
 
+    def crown_newest(self, model: ModelPipeline, *, by: str) -> tuple[Any, Any | None] | None:
+        """Make the newest promotable version the champion; it and the move, None where nothing is promotable."""
+        with self.champions.turn(model.id):
+            newest = self.next_champion(model)
+            if newest is None:
+                return None
+            return newest, self.crown(
+                model, newest.version, by=by, why=f"passed its gate as of {newest.tags.get('cutoff')}"
+            )
+
     def promote(self, model: ModelPipeline, version: str | None, *, by: str, why: str) -> ReleaseRecord:
         """All traffic and the alias to `version`, or to the running canary, or to the newest that passed its gate.
 
@@ -83,25 +95,40 @@ class Promotion:
             version = now.challenger.version
         chosen = self._chosen(model, version)
         tag = self.bento_of(model, chosen)
-        self.releases.start_canary(model.id, tag, chosen, [100], by=by, why=why)
-        record = self.releases.promote(model.id, chosen, by=by, why=why)
-        self.mlflow.tag_version(model.registered_name, chosen, {ROLLED_BACK: "false"})
-        self.crown(model, chosen, by=by, why=why)
+        with self.champions.turn(model.id):
+            self.releases.start_canary(model.id, tag, chosen, [100], by=by, why=why)
+            record = self.releases.promote(model.id, chosen, by=by, why=why)
+            self._follow(model, record, by=by, why=why)
         return record
 
     def rollback(self, model: ModelPipeline, *, by: str, why: str) -> ReleaseRecord:
         """All traffic and the alias back to the release before; the version left is not promoted again by itself."""
-        before = self.releases.read(model.id)
-        record = self.releases.rollback(model.id, by=by, why=why)
-        left = (
-            [variant.version for variant in before.variants if variant.release != record.champion.release]
-            if before
-            else []
-        )
-        for version in left:
-            self.mlflow.tag_version(model.registered_name, version, {ROLLED_BACK: "true"})
-        self.crown(model, record.champion.version, by=by, why=why)
+        with self.champions.turn(model.id):
+            now = self.releases.read(model.id)
+            half_done = now is not None and self._half_rolled_back(model, now)
+            record = now if now and half_done else self.releases.rollback(model.id, by=by, why=why)
+            self._follow(model, record, by=by, why=why)
         return record
+
+    def _half_rolled_back(self, model: ModelPipeline, now: ReleaseRecord) -> bool:
+        """A rollback moved the traffic, and was killed before the alias; rolling back once more would undo it."""
+        moves = self.champions.history(model.id)
+        alias_moved_since = bool(moves) and moves[-1].at >= now.at
+        behind = self.mlflow.alias(model.registered_name, ALIAS) != now.champion.version
+        return now.change.action == "rollback" and behind and not alias_moved_since
+
+    def _follow(self, model: ModelPipeline, record: ReleaseRecord, *, by: str, why: str) -> None:
+        """Bring the registry to where the traffic is.
+
+        Newer versions that had traffic before were left for a reason, and are marked not to come back by themselves.
+        """
+        chosen = record.champion.version
+        had_traffic = {variant.version for change in self.releases.history(model.id) for variant in change.after}
+        for version in sorted(had_traffic, key=int):
+            if int(version) >= int(chosen):
+                left = "false" if version == chosen else "true"
+                self.mlflow.tag_version(model.registered_name, version, {ROLLED_BACK: left})
+        self.crown(model, chosen, by=by, why=why)
 
     def _chosen(self, model: ModelPipeline, version: str | None) -> str:
         versions = {item.version: item for item in self.mlflow.versions(model.registered_name)}

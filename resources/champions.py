@@ -4,7 +4,7 @@
 
 MLflow's alias move is no compare-and-set, so all moves go through a lock of this store. The move is
 written down before the alias is set: a process killed between the two leaves a last line that says
-where the alias was going, and the next move of the model carries it out or overrules it, visibly.
+where the alias was going, and the next move of the model carries it out or overrules it, in a line of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from resources.environment import home
 
 ALIAS = "champion"
 LOCK_SECONDS = 30.0
+TURN_SECONDS = 120.0
 
 
 class Registry(Protocol):
@@ -56,14 +57,21 @@ class ChampionStore:
 
         `model` is the model's id, `<team>/<name>`.
         """
-        with self._locked(model):
-            before = registry.alias(name, ALIAS)
-            if before == version:
+        with self._held(model, ".lock", LOCK_SECONDS):
+            before, told = registry.alias(name, ALIAS), self.history(model)
+            if before == version and (not told or told[-1].after == version):
                 return None
             move = ChampionMove(datetime.now(UTC).isoformat(timespec="milliseconds"), by, why, before, version)
             self._append(model, move)
             registry.set_alias(name, ALIAS, version)
             return move
+
+    def turn(self, model: str) -> AbstractContextManager[None]:
+        """Held while champion and traffic of a model move together, so that two promotions at once do not mix.
+
+        Not to be taken twice by one caller: it would wait for itself.
+        """
+        return self._held(model, ".turn.lock", TURN_SECONDS)
 
     def history(self, model: str) -> list[ChampionMove]:
         """Every move, oldest first."""
@@ -84,10 +92,10 @@ class ChampionStore:
         return (self.root or home() / "champions") / f"{model}.jsonl"
 
     @contextmanager
-    def _locked(self, model: str) -> Iterator[None]:
+    def _held(self, model: str, suffix: str, seconds: float) -> Iterator[None]:
         from filelock import FileLock
 
         path = self._path(model)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_suffix(".lock"), timeout=LOCK_SECONDS):
+        with FileLock(path.with_suffix(suffix), timeout=seconds):
             yield

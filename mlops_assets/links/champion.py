@@ -38,18 +38,13 @@ def champion_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         ),
     )
     def champion(context: dg.AssetExecutionContext, promotion: dg.ResourceParam[Promotion]) -> Iterator[Any]:
-        newest = promotion.next_champion(model)
-        if newest is None:
+        crowned = promotion.crown_newest(model, by=f"run {context.run.run_id}")
+        if crowned is None:
             raise dg.Failure(
                 f"No version of {model.title} passed its gate. Look at the checks of its candidates.",
                 allow_retries=False,
             )
-        move = promotion.crown(
-            model,
-            newest.version,
-            by=f"run {context.run.run_id}",
-            why=f"passed its gate as of {newest.tags.get('cutoff')}",
-        )
+        newest, move = crowned
         yield dg.MaterializeResult(
             metadata={
                 "version": newest.version,

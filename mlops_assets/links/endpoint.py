@@ -40,20 +40,21 @@ def endpoint_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         ),
     )
     def endpoint(context: dg.AssetExecutionContext, promotion: dg.ResourceParam[Promotion]) -> Iterator[Any]:
-        version = promotion.mlflow.alias(model.registered_name, ALIAS)
-        tag = promotion.mlflow.version(model.registered_name, version).tags.get(BENTO) if version else None
-        if version is None or tag is None:
-            raise dg.Failure(
-                f"{model.title} has no champion with a Bento. Materialize its bento first.", allow_retries=False
+        with promotion.champions.turn(model.id):
+            version = promotion.mlflow.alias(model.registered_name, ALIAS)
+            tag = promotion.mlflow.version(model.registered_name, version).tags.get(BENTO) if version else None
+            if version is None or tag is None:
+                raise dg.Failure(
+                    f"{model.title} has no champion with a Bento. Materialize its bento first.", allow_retries=False
+                )
+            record = promotion.releases.start_canary(
+                model.id,
+                tag,
+                version,
+                list(model.serve.canary),
+                by=f"run {context.run.run_id}",
+                why=f"version {version} became champion",
             )
-        record = promotion.releases.start_canary(
-            model.id,
-            tag,
-            version,
-            list(model.serve.canary),
-            by=f"run {context.run.run_id}",
-            why=f"version {version} became champion",
-        )
         yield dg.MaterializeResult(metadata=told(record), data_version=dg.DataVersion(str(record.revision)))
         yield spec.check_result(key, champion_released(record, tag))
 

@@ -1,0 +1,266 @@
+"""Promotion and rollback on real stores: traffic and alias agree when it is over, whoever tries, whatever is killed."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from mlops_assets.links.champion import champion_asset
+from mlops_assets.links.endpoint import endpoint_asset
+from mlops_assets.promotion import REFUSED, ROLLED_BACK, NotPromotableError
+from resources.environment import PROJECT, resources_for
+from resources.releases import UnknownReleaseError
+
+
+class KilledError(BaseException):
+    """What a process that is killed does not catch."""
+
+
+def promote(registered: Any, version: str | None = None, by: str = "ann", why: str = "better") -> Any:
+    return registered.promotion.promote(registered.model, version, by=by, why=why)
+
+
+def roll_back(registered: Any, by: str = "bob", why: str = "worse") -> Any:
+    return registered.promotion.rollback(registered.model, by=by, why=why)
+
+
+def materialize(registered: Any, link: Any) -> dg.ExecuteInProcessResult:
+    """An asset of the chain on the test's own stores."""
+    upstream = [dg.AssetSpec(key) for key in link(registered.model).asset_deps[link(registered.model).key]]
+    resources = {**resources_for("test"), "promotion": registered.promotion}
+    return dg.materialize([link(registered.model), *upstream], resources=resources, raise_on_error=False)
+
+
+def problem(result: dg.ExecuteInProcessResult) -> str:
+    return "\n".join(event.step_failure_data.error.to_string() for event in result.get_step_failure_events())
+
+
+def test_a_promotion_moves_traffic_and_alias_and_writes_both_down(registered):
+    """Who, when, why, from where, to where; in the history of the traffic and in that of the champion."""
+    promote(registered, "1", by="ann", why="first")
+    promote(registered, "2", by="bob", why="better")
+    assert (registered.traffic, registered.alias) == ({"2": 100}, "2")
+    moves = registered.promotion.champions.history(registered.model.id)
+    assert [(move.before, move.after, move.by, move.why) for move in moves] == [
+        (None, "1", "ann", "first"),
+        ("1", "2", "bob", "better"),
+    ]
+    changes = registered.promotion.releases.history(registered.model.id)
+    assert [(change.by, change.why, change.after[0].version) for change in changes] == [
+        ("ann", "first", "1"),
+        ("bob", "better", "2"),
+    ]
+
+
+def test_without_a_version_the_running_canary_is_promoted_else_the_newest_that_passed(registered):
+    promote(registered, "1")
+    tag = registered.promotion.bento_of(registered.model, "2")
+    registered.promotion.releases.start_canary(registered.model.id, tag, "2", [10, 100], by="x", why="y")
+    promote(registered)
+    assert (registered.traffic, registered.alias) == ({"2": 100}, "2")
+    promote(registered)
+    assert (registered.traffic, registered.alias) == ({"4": 100}, "4"), "3 did not pass its gate"
+
+
+@pytest.mark.parametrize(
+    ("version", "says"),
+    [
+        (
+            "3",
+            r"'flights/late_arrival' cannot promote version 3: it did not pass its gate \(promotable: .*2.*Materialize",
+        ),
+        ("9", r"cannot promote version 9: it does not exist \(promotable: .*1"),
+    ],
+)
+def test_what_did_not_pass_its_gate_is_never_promoted(registered, version, says):
+    """Nothing moves, and the error says what could be."""
+    promote(registered, "1")
+    with pytest.raises(NotPromotableError, match=says):
+        promote(registered, version)
+    assert (registered.traffic, registered.alias) == ({"1": 100}, "1")
+    assert len(registered.promotion.champions.history(registered.model.id)) == 1
+
+
+def test_a_model_without_any_passed_version_says_so(registered):
+    with pytest.raises(NotPromotableError, match=r"cannot promote anything: no version passed .*promotable: none"):
+        registered.promotion.promote(registered.model.with_(name="unheard_of"), None, by="ann", why="")
+
+
+def test_a_rollback_returns_both_and_the_version_left_does_not_come_back_by_itself(registered):
+    """The champion asset passes it over until somebody promotes it again, or a newer one passes."""
+    promote(registered, "1")
+    promote(registered, "2")
+    registered.promotion.mlflow.tag_version(registered.model.registered_name, "4", {"gate": REFUSED})
+    roll_back(registered)
+    assert (registered.traffic, registered.alias) == ({"1": 100}, "1")
+    assert materialize(registered, champion_asset).success
+    assert registered.alias == "1"
+    newer = registered.register()
+    assert materialize(registered, champion_asset).success
+    assert registered.alias == newer
+
+
+def test_a_second_rollback_undoes_the_first_also_for_the_champion_asset(registered):
+    """Forward again by the same word: the version is no longer one that was left."""
+    promote(registered, "1")
+    promote(registered, "2")
+    roll_back(registered)
+    roll_back(registered)
+    assert (registered.traffic, registered.alias) == ({"2": 100}, "2")
+    tags = registered.promotion.mlflow.version(registered.model.registered_name, "2").tags
+    assert tags[ROLLED_BACK] == "false"
+
+
+def test_going_further_back_leaves_every_newer_version_that_had_traffic(registered):
+    """`promote --version 1` is a step back: neither 4 nor 2 returns by itself; 4 does when it is promoted again."""
+    for version in ("1", "2", "4", "1"):
+        promote(registered, version)
+    assert registered.promotion.next_champion(registered.model).version == "1"
+    promote(registered, "4")
+    assert registered.promotion.next_champion(registered.model).version == "4"
+
+
+def test_a_newer_candidate_that_never_had_traffic_is_not_passed_over(registered):
+    """Promoting the canary by hand says nothing about a candidate that passed meanwhile."""
+    promote(registered, "1")
+    promote(registered, "2")
+    assert registered.promotion.next_champion(registered.model).version == "4"
+
+
+def test_a_canary_that_is_rolled_back_gives_the_alias_back(registered):
+    """The champion asset had moved the alias when the canary began."""
+    promote(registered, "1")
+    assert materialize(registered, champion_asset).success
+    registered.promotion.bento_of(registered.model, "4")
+    assert materialize(registered, endpoint_asset).success
+    assert (registered.traffic, registered.alias) == ({"1": 90, "4": 10}, "4")
+    roll_back(registered)
+    assert (registered.traffic, registered.alias) == ({"1": 100}, "1")
+
+
+def test_nothing_to_return_to_is_said_and_nothing_moves(registered):
+    promote(registered, "1")
+    with pytest.raises(UnknownReleaseError, match=r"no previous release to return to"):
+        roll_back(registered)
+    assert (registered.traffic, registered.alias) == ({"1": 100}, "1")
+
+
+def test_an_endpoint_without_a_champion_says_what_to_materialize(registered):
+    result = materialize(registered, endpoint_asset)
+    assert not result.success
+    assert "no champion with a Bento. Materialize its bento first" in problem(result)
+
+
+def test_a_champion_without_a_passed_candidate_says_where_to_look(registered):
+    for version in ("1", "2", "4"):
+        registered.promotion.mlflow.tag_version(registered.model.registered_name, version, {"gate": REFUSED})
+    result = materialize(registered, champion_asset)
+    assert not result.success
+    assert "No version of model 'flights/late_arrival' passed its gate" in problem(result)
+
+
+# -- two at once ----------------------------------------------------------------------------------
+
+
+def agree(registered: Any) -> bool:
+    """Both histories are unbroken, of the same versions in the same order, and traffic and alias are where they end."""
+    moves = registered.promotion.champions.history(registered.model.id)
+    changes = registered.promotion.releases.history(registered.model.id)
+    unbroken = all(one.after == other.before for one, other in (*pairwise(moves), *pairwise(changes)))
+    same = [move.after for move in moves] == [change.after[0].version for change in changes]
+    return unbroken and same and registered.traffic == {moves[-1].after: 100} and registered.alias == moves[-1].after
+
+
+def test_promotions_at_once_are_serialised_between_threads(registered):
+    """Traffic at one version and the alias at the other would be the end of two mixed promotions."""
+    promote(registered, "1")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda version: promote(registered, version), ["1", "2"] * 6))
+    assert agree(registered)
+
+
+PROMOTE = """
+import sys
+from mlops_assets.catalog import gather
+from mlops_assets.promotion import Promotion
+model, promotion = gather().model("flights/late_arrival"), Promotion.here()
+for number in range(4):
+    promotion.promote(model, sys.argv[1], by=f"process {sys.argv[1]}", why=f"turn {number}")
+"""
+
+
+def test_promotions_at_once_are_serialised_between_processes(registered):
+    """A person's command beside another's, or beside a run of the daemon's."""
+    promote(registered, "1")
+    processes = [subprocess.Popen([sys.executable, "-c", PROMOTE, version], cwd=PROJECT) for version in "12"]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    assert agree(registered)
+    by = {move.by for move in registered.promotion.champions.history(registered.model.id)}
+    assert "process 2" in by
+
+
+# -- kills between two steps --------------------------------------------------------------------------
+
+
+def killed_before_the_alias(registered: Any, monkeypatch: pytest.MonkeyPatch, verb: Any) -> None:
+    """The traffic moves, then the process dies."""
+
+    def dies(*_: object, **__: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("resources.champions.ChampionStore.move", dies)
+        with pytest.raises(KilledError):
+            verb()
+
+
+def test_a_promotion_that_was_killed_is_completed_by_asking_again(registered, monkeypatch):
+    promote(registered, "1")
+    killed_before_the_alias(registered, monkeypatch, lambda: promote(registered, "2"))
+    assert (registered.traffic, registered.alias) == ({"2": 100}, "1")
+    promote(registered, "2")
+    assert (registered.traffic, registered.alias) == ({"2": 100}, "2")
+    assert len(registered.promotion.releases.history(registered.model.id)) == 2
+
+
+def test_a_rollback_that_was_killed_is_completed_by_asking_again_not_undone(registered, monkeypatch):
+    """Asked once more it finishes; asked after that it is a rollback of its own."""
+    promote(registered, "1")
+    promote(registered, "2")
+    killed_before_the_alias(registered, monkeypatch, lambda: roll_back(registered))
+    assert (registered.traffic, registered.alias) == ({"1": 100}, "2")
+    roll_back(registered)
+    assert (registered.traffic, registered.alias) == ({"1": 100}, "1")
+    roll_back(registered)
+    assert (registered.traffic, registered.alias) == ({"2": 100}, "2")
+
+
+def test_a_kill_between_history_and_alias_is_completed_by_the_next_move(registered, monkeypatch):
+    """The champion's history is written first; it says where the alias was going; the next asking takes it there."""
+    promote(registered, "1")
+
+    def dies(*_: object) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patched:
+        patched.setattr("resources.mlflow.MlflowResource.set_alias", dies)
+        with pytest.raises(KilledError):
+            promote(registered, "2")
+    assert registered.promotion.champions.history(registered.model.id)[-1].after == "2"
+    assert registered.alias == "1"
+    promote(registered, "2")
+    assert (registered.traffic, registered.alias) == ({"2": 100}, "2")
+
+
+def test_a_turn_is_given_back_by_who_is_killed(registered, monkeypatch):
+    """The next promotion does not wait for a dead one."""
+    promote(registered, "1")
+    killed_before_the_alias(registered, monkeypatch, lambda: promote(registered, "2"))
+    with registered.promotion.champions.turn(registered.model.id):
+        assert registered.traffic == {"2": 100}
