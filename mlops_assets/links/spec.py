@@ -30,7 +30,7 @@ def on_arrival() -> dg.AutomationCondition[Any]:
     `eager()` looks past earlier runs' checks, knows only the newest partition, and runs again for an input that
     was published anew with the same content.
     """
-    news = dg.AutomationCondition.any_deps_updated().replace(
+    news: Any = dg.AutomationCondition.any_deps_updated().replace(
         "newly_updated", dg.AutomationCondition.data_version_changed()
     )
     return (
@@ -69,7 +69,8 @@ def at_each_cutoff() -> dg.AutomationCondition[Any]:
 
 def after_midnight() -> dg.AutomationCondition[Any]:
     """Once for the day that has just ended, whenever its inputs changed last."""
-    passed = dg.AutomationCondition.cron_tick_passed(AFTER_MIDNIGHT).since_last_handled()
+    tick: Any = dg.AutomationCondition.cron_tick_passed(AFTER_MIDNIGHT)
+    passed = tick.since_last_handled()
     newest = dg.AutomationCondition.in_latest_time_window() & dg.AutomationCondition.missing()
     return (newest & passed & ~dg.AutomationCondition.in_progress()).with_label("after_midnight")
 
