@@ -143,11 +143,11 @@ class Platform:
         keys = [link_key(self.model, link) if model else dg.AssetKey(["flights", *link.split("/")]) for link in links]
         return self._job("__ASSET_JOB", partition_key=partition, asset_selection=keys)
 
-    def publish_online(self, at: datetime) -> Ran:
-        """Materialize the online assets as of a moment."""
+    def publish_online(self, at: datetime, *views: str) -> Ran:
+        """Materialize the online assets of all views, or of those named, as of a moment."""
         from mlops_assets.links.online import online_key
 
-        keys = [online_key(view) for view in self.catalog.views]
+        keys = [online_key(view) for view in self.catalog.views if not views or view.name in views]
         ops = {"__".join(key.path): {"config": {"as_of": at.isoformat()}} for key in keys}
         return self._job("__ASSET_JOB", config={"ops": ops}, asset_selection=keys)
 

@@ -57,10 +57,11 @@ def bento_asset(model: ModelPipeline) -> dg.AssetsDefinition:
 def golden_parity(bentos: BentoStore, tag: str) -> Claim:
     """The Bento's own bundle, loaded as the endpoint loads it, answers its golden rows."""
     from mlops_assets.serving.bundle import GOLDEN_TOLERANCE, BrokenBundleError, GoldenMismatchError, Release
+    from mlops_assets.trainers import UnsafeModelFileError
 
     try:
         difference = Release.load(bentos.path(tag)).golden_difference()
-    except (BrokenBundleError, GoldenMismatchError) as problem:
+    except (BrokenBundleError, GoldenMismatchError, FileNotFoundError, UnsafeModelFileError) as problem:
         return Claim(CHECK, False, str(problem))
     return Claim(
         CHECK,

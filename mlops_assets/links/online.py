@@ -62,13 +62,13 @@ def newest_rows(frame: "pl.LazyFrame", view: FeatureView, as_of: datetime | None
 
 
 def recent(lake: Lake, view: FeatureView, as_of: datetime | None) -> "pl.LazyFrame":
-    """The published rows that can still matter at `as_of`; reads only those partitions."""
+    """The published rows that can still matter at `as_of`; reads only those partitions, of which one must exist."""
     key = asset_key(view)
     partitions = lake.partitions(key)
     if as_of is None or view.ttl is None or not partitions:
         return lake.scan(key)
     first, last = f"{as_of - view.ttl - timedelta(days=1):%Y-%m-%d}", f"{as_of:%Y-%m-%d}"
-    return lake.scan(key, [name for name in partitions if first <= name <= last])
+    return lake.scan(key, [name for name in partitions if first <= name <= last] or [first, last])
 
 
 def publish_online(feast: FeastResource, lake: Lake, view: FeatureView, as_of: datetime | None) -> "pl.DataFrame":

@@ -1,0 +1,66 @@
+"""A Bento is built once, whole, and only released when it answers as its model did."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from mlops_assets.links.bento import golden_parity
+from resources import bentos
+
+if TYPE_CHECKING:
+    from conftest import Platform
+
+CUTOFF = "2013-07-01"
+
+
+def test_materializing_again_builds_nothing(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same champion is the same tag, and not a file of it is touched."""
+
+    def never(*_: object) -> None:
+        raise AssertionError("built again")
+
+    before = platform.published
+    monkeypatch.setattr(bentos, "_build", never)
+    first, second = platform.run("bento"), platform.run("bento")
+    assert first.ok and second.ok and first.facts["bento"]["tag"] == second.facts["bento"]["tag"]
+    assert platform.published == before
+
+
+def test_a_build_that_breaks_off_leaves_the_release_alone(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The new champion waits without traffic, no half Bento is found, and running on from there completes."""
+    before = platform.published
+    with monkeypatch.context() as patched:
+        patched.setattr(bentos, "BENTOML_ALONE", "raise SystemExit('no space left on device')")
+        ran = platform.train(CUTOFF)
+    assert not ran.ok and "no space left on device" in ran.trouble and "endpoint" not in ran.facts
+    broken = platform.published
+    assert {name: broken[name] for name in ("release", "changes", "bentos")} == {
+        name: before[name] for name in ("release", "changes", "bentos")
+    }
+    assert broken["alias"] == "2" and not list((platform.home / "bentoml").glob("build-*"))
+    again = platform.run("bento", "endpoint")
+    assert again.ok and [v.version for v in platform.published["release"].variants] == ["1", "2"]
+
+
+def test_a_bento_that_answers_otherwise_is_not_released(platform: Platform) -> None:
+    """Its golden rows say one thing, its model another: the blocking check fails and the endpoint is not run."""
+    before = platform.published["release"]
+    assert platform.run("candidate", "champion", partition=CUTOFF).ok
+    golden = platform.promotion.mlflow.download(platform.model.registered_name, "2") / "golden.json"
+    told = json.loads(golden.read_text())
+    golden.write_text(json.dumps({**told, "predictions": [1 - value for value in told["predictions"]]}))
+    ran = platform.run("bento", "endpoint")
+    assert not ran.ok and ran.failed == {"golden_parity"} and "endpoint" not in ran.facts
+    assert "answers its golden rows with a difference of" in ran.checks["golden_parity"].description
+    assert platform.published["release"] == before
+
+
+def test_a_bento_without_its_model_file_fails_by_name(platform: Platform) -> None:
+    """A file that went missing from the store is named by the check, not by a traceback of a library."""
+    tag = platform.published["release"].champion.release
+    (platform.promotion.bentos.path(tag) / "model" / "model.ubj").unlink()
+    claim = golden_parity(platform.promotion.bentos, tag)
+    assert not claim.passed and "model.ubj" in claim.reason
