@@ -7,6 +7,7 @@ as the assets. Problems that the user can mend are printed as one line; everythi
 from __future__ import annotations
 
 import getpass
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from mlops_assets.declarations import ModelPipeline
     from mlops_assets.promotion import Promotion
 
@@ -29,29 +32,45 @@ Why = Annotated[str, typer.Option(help="Written into the history")]
 
 def main() -> None:
     """Run the command line; an error that says what to do next is printed without its traceback."""
-    from mlops_assets.catalog import UnknownDeclarationError
-    from mlops_assets.declarations import DeclarationError
-    from mlops_assets.promotion import NotPromotableError
-    from mlops_assets.scaffold import ScaffoldError
-    from resources.environment import MissingSettingsError, UnknownEnvironmentError, quiet_telemetry
-    from resources.releases import InvalidReleaseError, StaleReleaseError, UnknownReleaseError
+    from resources.environment import quiet_telemetry
 
     quiet_telemetry()
     try:
         app()
-    except (
+    except _mendable() as problem:
+        typer.secho(f"mlops: {problem}", fg="red", err=True)
+        sys.exit(1)
+
+
+def _mendable() -> tuple[type[Exception], ...]:
+    """The errors that say what was asked, what exists and what to do next."""
+    from mlops_assets.catalog import UnknownDeclarationError
+    from mlops_assets.declarations import DeclarationError
+    from mlops_assets.promotion import NotPromotableError
+    from mlops_assets.scaffold import ScaffoldError
+    from mlops_assets.trainers import TrainerParameterError, UnknownTrainerError
+    from resources.bentos import BentoBuildError, UnknownBentoError
+    from resources.environment import MissingSettingsError, UnknownEnvironmentError
+    from resources.mlflow import MlflowUnreachableError
+    from resources.releases import CorruptReleaseError, InvalidReleaseError, StaleReleaseError, UnknownReleaseError
+
+    return (
+        BentoBuildError,
+        CorruptReleaseError,
         DeclarationError,
         InvalidReleaseError,
         MissingSettingsError,
+        MlflowUnreachableError,
         NotPromotableError,
         ScaffoldError,
         StaleReleaseError,
+        TrainerParameterError,
+        UnknownBentoError,
         UnknownDeclarationError,
         UnknownEnvironmentError,
         UnknownReleaseError,
-    ) as problem:
-        typer.secho(f"mlops: {problem}", fg="red", err=True)
-        sys.exit(1)
+        UnknownTrainerError,
+    )
 
 
 @app.command()
@@ -156,12 +175,13 @@ def features(view: Annotated[str | None, typer.Argument(help="One view, as <team
 @app.command()
 def lineage(model: Model) -> None:
     """From the raw tables to the endpoint: each link of the chain, and what was published last."""
-    from rich import print as show
-
+    from mlops_assets.catalog import gather
     from mlops_assets.lineage import lineage_tree
+    from resources.environment import prepare_home
 
-    pipeline, _ = _of(model)
-    show(lineage_tree(pipeline))
+    pipeline = gather().model(model)
+    prepare_home()
+    _console().print(lineage_tree(pipeline))
 
 
 @new.command("model")
@@ -199,7 +219,10 @@ def _of(model: str) -> tuple[ModelPipeline, Promotion]:
 
 
 def _user() -> str:
-    return getpass.getuser()
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container may run as a user that has no name
+        return f"uid {os.getuid()}"
 
 
 def _tell(record: Any) -> None:
@@ -210,14 +233,19 @@ def _tell(record: Any) -> None:
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(*columns, title=title, title_justify="left")
     for row in rows:
         table.add_row(*(str(cell) for cell in row))
-    # Not a terminal: a file or a pipe gets whole lines instead of cells cut to 80 columns.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    _console().print(table)
+
+
+def _console() -> Console:
+    """The terminal; a file or a pipe gets whole lines instead of what fits 80 columns."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 if __name__ == "__main__":

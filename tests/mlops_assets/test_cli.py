@@ -1,0 +1,210 @@
+"""The `mlops` command over real stores: it tells what happened, moves what it is asked to, and says what to do next."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from typer.testing import CliRunner, Result
+
+from mlops_assets.catalog import gather
+from mlops_assets.cli import _user, app, main
+from mlops_assets.links.spec import link_key
+from resources.environment import PROJECT, prepare_home
+from resources.mlflow import MlflowResource, MlflowUnreachableError
+
+MODEL = "flights/late_arrival"
+
+
+def mlops(*words: str) -> Result:
+    result = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def mlops_process(*words: str) -> subprocess.CompletedProcess[str]:
+    """The installed command, as a user types it, without what a test's own process has set up."""
+    env = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
+    command = [str(Path(sys.executable).with_name("mlops")), *words]
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=120, check=False)
+
+
+def problem(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """What `main` prints for an error that a user can mend: one line, and exit status 1."""
+    monkeypatch.setattr(sys, "argv", ["mlops", *words])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 1
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.count("\n") == 1 and printed.err.startswith("mlops: ")
+    return printed.err
+
+
+def row(output: str, *cells: str) -> bool:
+    """One line of a table holds all of these."""
+    return any(all(cell in line for cell in cells) for line in output.splitlines())
+
+
+def test_help_names_every_command():
+    """Each with what it does, and the two that write files under `new`."""
+    shown, written = mlops("--help").output, mlops("new", "--help").output
+    commands = ("demo", "up", "promote", "rollback", "history", "runs", "features", "lineage", "new")
+    assert [name for name in commands if f" {name} " not in shown] == []
+    assert " model " in written and " features " in written
+
+
+def test_promote_and_rollback_move_the_traffic_and_say_so(registered):
+    """By the person who typed it, for the reason given; forward again by the version's number."""
+    assert "champion flights_late_arrival:" in mlops("promote", MODEL, "--version", "1").output
+    assert "(version 2) gets 100 %" in mlops("promote", MODEL, "--version", "2", "--why", "sharper").output
+    assert registered.alias == "2"
+    assert "(version 1) gets 100 %" in mlops("rollback", MODEL, "--why", "slower").output
+    assert registered.alias == "1"
+    mlops("promote", MODEL, "--version", "2", "--why", "forward again")
+    assert (registered.traffic, registered.alias) == ({"2": 100}, "2")
+
+
+def test_history_tells_every_move_in_order(registered):
+    """Champion and traffic in one table: when, who, what, from, to, why."""
+    mlops("promote", MODEL, "--version", "1", "--why", "the first")
+    mlops("promote", MODEL, "--version", "2", "--why", "sharper")
+    mlops("rollback", MODEL, "--why", "slower")
+    shown = mlops("history", MODEL).output
+    user = getpass.getuser()
+    assert row(shown, user, "release", "none", "version 1 100 %", "the first")
+    assert row(shown, user, "promote", "version 1 100 %", "version 2 100 %", "sharper")
+    assert row(shown, user, "rollback", "version 2 100 %", "version 1 100 %", "slower")
+    assert row(shown, user, "champion", "version 2", "version 1", "slower")
+    assert shown.index("the first") < shown.index("sharper") < shown.index("slower")
+
+
+def test_history_of_a_model_that_was_never_released_is_empty(home):
+    assert "History of flights/arrival_delay" in mlops("history", "flights/arrival_delay").output
+
+
+def test_runs_lists_every_candidate_with_its_verdict(registered):
+    """Those that were refused too, with the reason; their cutoff, metric, Bento and MLflow run."""
+    shown = mlops("runs", MODEL).output
+    (run_id,) = [
+        item.run_id for item in registered.promotion.mlflow.versions("flights.late_arrival") if item.version == "1"
+    ]
+    assert row(shown, "1", "2013-01-01", "0.7100", "passed", "flights_late_arrival:", run_id[:8])
+    assert row(shown, "3", "2013-03-01", "0.7300", "refused", "clears_floor")
+    assert "roc_auc" in shown
+
+
+def test_features_lists_the_views_and_who_uses_them(home):
+    shown = mlops("features").output
+    assert row(shown, "flights/weather_hourly", "origin", "3:00:00", "flights/late_arrival")
+    assert [view.id for view in gather().views if view.id not in shown] == []
+
+
+def test_features_of_a_view_says_what_each_means(home):
+    """In its unit, as declared."""
+    shown = mlops("features", "flights/weather_hourly").output
+    assert "one row per airport and hour" in shown and "used by: " in shown
+    assert row(shown, "temp", "Float64", "degF", "Air temperature")
+
+
+def test_lineage_leads_from_the_endpoint_to_the_raw_tables(home, monkeypatch):
+    """With what was published last of each, read from the instance that runs write to, whoever's shell this is."""
+    monkeypatch.setenv("DAGSTER_HOME", "")  # restored after the test, which sets it
+    model = gather().model(MODEL)
+    prepare_home()
+    with dg.DagsterInstance.get() as instance:
+        published = dg.AssetMaterialization(
+            link_key(model, "candidate"), metadata={"version": "7"}, partition="2013-04-01"
+        )
+        instance.report_runless_asset_event(published)
+    shown = mlops_process("lineage", MODEL)
+    assert shown.returncode == 0, shown.stderr
+    assert "flights/late_arrival/endpoint never materialized" in shown.stdout
+    assert row(shown.stdout, "flights/late_arrival/candidate", "partition 2013-04-01", "version 7", "UTC")
+    assert "flights/raw_weather" in shown.stdout
+
+
+def test_a_command_in_a_pipe_prints_whole_lines(registered):
+    """Not cut to the 80 columns that a terminal would have."""
+    ran = mlops_process("runs", MODEL)
+    assert ran.returncode == 0, ran.stderr
+    assert row(ran.stdout, "3", "2013-03-01", "refused", "clears_floor: roc_auc 0.51")
+
+
+# -- errors ----------------------------------------------------------------------------------------------
+
+
+def test_a_misspelt_model_is_one_line_with_the_nearest_name(home):
+    """Nothing on standard output, no traceback, exit status 1."""
+    ran = mlops_process("promote", "flights/late_arival")
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.count("\n") == 1
+    assert "no model 'flights/late_arival'" in ran.stderr and "Did you mean 'flights/late_arrival'?" in ran.stderr
+
+
+def test_an_unknown_view_is_one_line(home, monkeypatch, capsys):
+    said = problem(monkeypatch, capsys, "features", "flights/wether_hourly")
+    assert "no feature view 'flights/wether_hourly'" in said and "Did you mean 'flights/weather_hourly'" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["promote", MODEL, "--version", "9"], "cannot promote version 9: it does not exist (promotable: "),
+        (["promote", MODEL, "--version", "3"], "cannot promote version 3: it did not pass its gate (promotable: "),
+        (["promote", "flights/arrival_delay"], "no version passed its gate (promotable: none). Materialize"),
+        (["rollback", MODEL], "has no release yet (known: none). Materialize 'flights/late_arrival/endpoint'"),
+    ],
+)
+def test_what_cannot_be_moved_is_one_line_with_the_next_step(registered, monkeypatch, capsys, words, says):
+    assert says in problem(monkeypatch, capsys, *words)
+    assert (registered.traffic, registered.alias) == ({}, None)
+
+
+def test_a_rollback_with_nothing_before_is_one_line(registered, monkeypatch, capsys):
+    mlops("promote", MODEL, "--version", "1")
+    assert "has no previous release to return to" in problem(monkeypatch, capsys, "rollback", MODEL)
+    assert registered.traffic == {"1": 100}
+
+
+def test_a_broken_release_record_is_one_line_that_names_the_file(registered, home, monkeypatch, capsys):
+    mlops("promote", MODEL, "--version", "1")
+    (home / "releases" / f"{MODEL}.json").write_text('{"model": "fli')
+    said = problem(monkeypatch, capsys, "rollback", MODEL)
+    assert "late_arrival.json cannot be read" in said and "last line of its history" in said
+
+
+def test_an_unknown_environment_is_one_line(home, monkeypatch, capsys):
+    monkeypatch.setenv("MLOPS_ENV", "prod")
+    said = problem(monkeypatch, capsys, "history", MODEL)
+    assert "MLOPS_ENV is 'prod' (known: local, test, staging, production)" in said
+
+
+def test_an_mlflow_that_does_not_answer_is_one_line(home, monkeypatch, capsys):
+    """The error itself, after retries, is shown in the resource's own tests; here it is not waited for."""
+
+    def unreachable(mlflow: MlflowResource, name: str) -> None:
+        raise MlflowUnreachableError.of("http://127.0.0.1:9", mlflow.retries)
+
+    monkeypatch.setattr(MlflowResource, "versions", unreachable)
+    assert "MLflow at http://127.0.0.1:9 did not answer" in problem(monkeypatch, capsys, "runs", MODEL)
+
+
+def test_a_user_without_a_name_is_told_by_number(monkeypatch):
+    """A pod may run as a user that its image does not know; the history still says who."""
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: (_ for _ in ()).throw(KeyError(uid)))
+    assert _user() == f"uid {os.getuid()}"
+
+
+def test_the_module_is_the_command():
+    """`python -m mlops_assets.cli` is what the demo runs."""
+    ran = subprocess.run(
+        [sys.executable, "-m", "mlops_assets.cli"], capture_output=True, text=True, cwd=PROJECT, check=False
+    )
+    assert "Usage" in ran.stdout + ran.stderr
