@@ -1,0 +1,71 @@
+"""Each benchmark at toy size: it shows its sides to be equal, and measures both."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from benchmarks import definitions_load, event_log, orchestration_overhead, training_set
+from mlops_assets.catalog import gather
+from mlops_assets.links.training_set import point_in_time_rows
+
+DAYS = (date(2013, 1, 1), date(2013, 1, 8))
+
+
+def test_processes_are_timed_whole():
+    measured = definitions_load.figure("load", "import json", rounds=1, target=1000, peer="pass")
+    assert measured.ours > 0
+    assert measured.peer > 0
+    assert measured.meets
+
+
+def test_a_process_that_fails_is_not_timed():
+    with pytest.raises(Exception, match="returned non-zero exit status 1"):
+        definitions_load.figure("load", "import nothing_of_this_name", rounds=1)
+
+
+def test_the_hand_written_chain_gives_the_training_set(home: Path):
+    """A week of flights, in memory and through the lake: the same rows, both sides timed."""
+    measured = training_set.measure(rounds=1, days=DAYS)
+    assert [figure.name for figure in measured.figures] == ["training_set.in_memory", "training_set.from_the_lake"]
+    assert all(figure.ours > 0 and figure.peer > 0 and figure.target == 2.0 for figure in measured.figures)
+    assert not home.exists()
+
+
+def test_a_chain_that_differs_is_noticed(monkeypatch: pytest.MonkeyPatch):
+    """Tables that differ in one value are never timed against each other."""
+    model = gather().model(training_set.MODEL)
+    held = training_set.frames(model, DAYS)
+    rows = point_in_time_rows(model, held["spine"], held)
+    assert_frame_equal(rows, training_set.bare_rows(model, held))
+    monkeypatch.setattr(training_set, "bare_rows", lambda *_: rows.with_columns(temp=pl.col("temp") + 1e-9))
+    with pytest.raises(AssertionError, match="temp"):
+        training_set.figure("training_set", model, held, rounds=1)
+
+
+def test_both_event_logs_record_the_same_run(home: Path):
+    """A day of tables: the same events and partitions, both sides timed, nothing left in the user's home."""
+    (measured,) = event_log.measure(rounds=1, days=(date(2013, 1, 1),) * 2).figures
+    assert measured.name == "event_log"
+    assert measured.ours > 0
+    assert measured.peer > 0
+    assert not home.exists()
+
+
+def test_only_the_event_log_differs():
+    with event_log.instance(event_log.configuration()) as ours:
+        assert type(ours.event_log_storage).__name__ == "PooledSqliteEventLog"
+    settings = {name: value for name, value in event_log.configuration().items() if name != event_log.SETTING}
+    with event_log.instance(settings) as default:
+        assert type(default.event_log_storage).__name__ == "SqliteEventLogStorage"
+
+
+def test_a_demo_that_breaks_off_gives_no_figures(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Its last words are told."""
+    monkeypatch.setenv("MLOPS_ENV", "nowhere")
+    with pytest.raises(orchestration_overhead.DemoFailedError, match="MLOPS_ENV is 'nowhere'"):
+        orchestration_overhead.run_demo(tmp_path / "books.json")
