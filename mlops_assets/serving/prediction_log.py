@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 FLUSH_SECONDS = 0.2
 QUEUE_ROWS = 100_000  # about 100 MB of rows at worst
+CLOCK_SECONDS = 60.0  # how far the clock of a file system may be behind the writer's
 logger = logging.getLogger(__name__)
 
 
@@ -186,8 +187,9 @@ class PredictionLog:
         return _table(line for line in self._lines(model) if line["at"].startswith(day.isoformat()))
 
     def since(self, model: str, moment: datetime) -> pl.DataFrame:
-        """The answers written down at or after a moment, in the same form."""
-        return _table(line for line in self._lines(model) if datetime.fromisoformat(line["logged_at"]) >= moment)
+        """The answers written down at or after a moment, in the same form; reads only files written to since then."""
+        lines = self._lines(model, moment.timestamp() - CLOCK_SECONDS)
+        return _table(line for line in lines if datetime.fromisoformat(line["logged_at"]) >= moment)
 
     def gaps(self, model: str) -> Gaps:
         """What is missing from the log of a model."""
@@ -211,11 +213,13 @@ class PredictionLog:
     def _root(self) -> Path:
         return self.root or home() / "predictions"
 
-    def _lines(self, model: str) -> Iterator[dict[str, Any]]:
+    def _lines(self, model: str, changed_since: float = 0.0) -> Iterator[dict[str, Any]]:
         """Every whole line; a half-written one (its writer was killed) was never an acknowledged record."""
         import orjson
 
         for path in sorted((self._root / model).glob("*.jsonl")):
+            if path.stat().st_mtime < changed_since:
+                continue
             with path.open("rb") as file:
                 for line in file:
                     try:

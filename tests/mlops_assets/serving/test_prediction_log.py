@@ -176,3 +176,16 @@ def test_a_request_can_be_found_again(log: PredictionLog) -> None:
     written(log, answered("a"), answered("b"))
     (line,) = log.find("b", MODEL)
     assert line["inputs"] == {"distance": 200.0, "temp": 50.5}
+
+
+def test_what_was_written_since_a_moment_needs_no_older_file(log: PredictionLog, tmp_path: Path) -> None:
+    """The rollout asks every half minute: a file that nobody wrote to since is not opened, and no answer is missed."""
+    written(log, answered("old"))
+    (old,) = (tmp_path / "predictions").rglob("*.jsonl")
+    moment = datetime.now(UTC)
+    written(log, answered("new"))
+    assert log.since(MODEL, moment)["request_id"].to_list() == ["new"]
+    hour_ago = (moment - timedelta(hours=1)).timestamp()
+    old.write_bytes(b"[]\n")  # no answer: who reads it fails
+    os.utime(old, (hour_ago, hour_ago))
+    assert log.since(MODEL, moment)["request_id"].to_list() == ["new"]
