@@ -50,7 +50,7 @@ class NoFreePortError(RuntimeError):
 
 @dataclass(frozen=True)
 class Service:
-    """A command that runs until it is stopped.
+    """A command that runs until it is stopped. `page` is what people open below `url`.
 
     It is ready when `url` + `probe` answers over HTTP with less than 500, or, without a url, when its log says `says`.
     """
@@ -60,6 +60,7 @@ class Service:
     url: str | None = None
     probe: str = "/"
     says: str = ""
+    page: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     ready_within: float = 180.0
 
@@ -86,7 +87,8 @@ class Running:
             raise ServiceFailedError.of(self.service.name, what, self.log)
 
     def __str__(self) -> str:
-        return f"{self.service.name:<10} {self.service.url or 'running':<24} log: {self.log}"
+        where = self.service.url + self.service.page if self.service.url else "running"
+        return f"{self.service.name:<10} {where:<26} log: {self.log}"
 
 
 def answers(url: str) -> bool:
@@ -268,7 +270,8 @@ def endpoint_service(port: int, models: Sequence[str] = ()) -> Service:
     from mlops_assets.serving.process import serve_command
 
     command, variables = serve_command(port, models=models)
-    return Service("endpoint", command, url=f"http://{LOOPBACK}:{port}", probe="/livez", environment=variables)
+    url = f"http://{LOOPBACK}:{port}"
+    return Service("endpoint", command, url=url, probe="/livez", page="/docs", environment=variables)
 
 
 def reports_service(port: int) -> Service:

@@ -31,6 +31,8 @@ PARENT_TAG = "mlflow.parentRunId"
 METRICS_A_BATCH, PAIRS_A_BATCH = 800, 100  # MLflow takes 1000 metrics, 100 params and 100 tags, 1000 in all
 SAFE = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 LOOPBACK = "127.0.0.1"
+# The pages that MLflow 3 opens first are those of its other half, for agents and prompts.
+TRAINING_PAGES = "workflowType=machine_learning"
 
 
 class MlflowUnreachableError(ConnectionError):
@@ -227,11 +229,11 @@ class MlflowResource(dg.ConfigurableResource[Any]):
     def run_url(self, run_id: str) -> str:
         """Where the run is seen in the UI."""
         experiment = self._ask(self.client().get_run, run_id).info.experiment_id
-        return f"{self._web()}/#/experiments/{experiment}/runs/{run_id}"
+        return f"{self._web()}/#/experiments/{experiment}/runs/{run_id}?{TRAINING_PAGES}"
 
     def version_url(self, name: str, version: str) -> str:
         """Where the version is seen in the UI."""
-        return f"{self._web()}/#/models/{name}/versions/{version}"
+        return f"{self._web()}/#/models/{name}/versions/{version}?{TRAINING_PAGES}"
 
     def _web(self) -> str:
         return (self.uri if self.uri.startswith("http") else self.ui_url).rstrip("/")

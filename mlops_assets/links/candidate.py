@@ -79,7 +79,8 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
             _complete_bundle(model, out, trained, {**origin, "run_id": run_id})
             version = _register(model, mlflow, out, run_id, trained, verdicts, context.partition_key)
         yield dg.MaterializeResult(
-            metadata=told(trained, verdicts, version, run_id, mlflow), data_version=dg.DataVersion(f"version {version}")
+            metadata=told(model, trained, verdicts, version, run_id, mlflow),
+            data_version=dg.DataVersion(f"version {version}"),
         )
         for verdict in verdicts:
             claim = Claim(verdict.name, verdict.passed, verdict.reason, numbers=verdict.numbers)
@@ -260,7 +261,12 @@ def _register(
 
 
 def told(
-    trained: Mapping[str, Any], verdicts: "Sequence[Verdict]", version: str, run_id: str, mlflow: MlflowResource
+    model: ModelPipeline,
+    trained: Mapping[str, Any],
+    verdicts: "Sequence[Verdict]",
+    version: str,
+    run_id: str,
+    mlflow: MlflowResource,
 ) -> dict[str, Any]:
     """The candidate as metadata: numbers to plot, and the way to its MLflow run."""
     gate = [(item.name, "passed" if item.passed else "**refused**", item.reason) for item in verdicts]
@@ -269,9 +275,10 @@ def told(
         "version": version,
         "mlflow_run_id": run_id,
         "mlflow_run": dg.MetadataValue.url(mlflow.run_url(run_id)),
+        "mlflow_version": dg.MetadataValue.url(mlflow.version_url(model.registered_name, version)),
         "metric": trained["metric"]["holdout"],
         "metric_name": trained["metric"]["name"],
-        "trials": trained["trials"],
+        "trials": model.search.trials,
         "gate": spec.table(["check", "verdict", "reason"], gate),
         "best_params": dg.MetadataValue.json(trained["best_params"]),
         "importance": dg.MetadataValue.json(dict(importance)),

@@ -13,6 +13,7 @@ from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.fields import Field, Float64, Int64, String, UnixTimestamp
 from mlops_assets.links import spec
+from mlops_assets.links.online import online_key
 
 if TYPE_CHECKING:
     import polars as pl
@@ -39,7 +40,7 @@ def predictions_asset(model: ModelPipeline) -> dg.AssetsDefinition:
 
     @dg.asset(
         key=key,
-        deps=[spec.link_key(model, "endpoint")],
+        deps=[spec.link_key(model, "endpoint"), *looked_up(model)],
         description=f"Every answer of the endpoint of {model.title}, with the features as used.",
         group_name=spec.model_group(model),
         owners=spec.owners(model.owners, model.team),
@@ -68,6 +69,11 @@ def predictions_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         yield spec.check_result(key, no_gap(log.gaps(model.id)))
 
     return predictions
+
+
+def looked_up(model: ModelPipeline) -> list[dg.AssetKey]:
+    """The online views that the endpoint reads features from."""
+    return [online_key(item.view) for item in model.selections if item.view.online]
 
 
 def columns(model: ModelPipeline) -> dict[str, Field]:

@@ -21,6 +21,7 @@ from uuid import uuid4
 import anyio.to_thread
 import orjson
 from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -159,11 +160,12 @@ def create_app(open_serving: Callable[[], Serving]) -> FastAPI:
         yield
         await anyio.to_thread.run_sync(app.state.serving.close)
 
-    app = FastAPI(title="Models", lifespan=lifespan)
+    app = FastAPI(title="Models", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.openapi = lambda: openapi(app.state.serving.releases)  # type: ignore[method-assign]
     app.add_exception_handler(InvalidRequestError, _refused)  # type: ignore[arg-type]  # typed for any Exception
     app.add_route("/healthz", _healthz, methods=["GET"])
     app.add_route("/readyz", _readyz, methods=["GET"])
+    app.add_route("/docs", _docs, methods=["GET"])
     app.add_route("/{team}/{model}/predict", _predict, methods=["POST"])
     app.add_route("/{team}/{model}/release", _release, methods=["GET"])
     return app
@@ -225,6 +227,13 @@ async def _readyz(request: Request) -> Response:
     releases: Releases = request.app.state.serving.releases
     waiting = releases.not_ready()
     return _json({"ready": not waiting, "models": releases.models(), "not_ready": waiting}, 503 if waiting else 200)
+
+
+async def _docs(_: Request) -> Response:
+    """Swagger's page, of the files that BentoML serves: FastAPI's own would load its code from elsewhere."""
+    files = {"swagger_js_url": "swagger-ui-bundle.js", "swagger_css_url": "swagger-ui.css"}
+    here = {name: f"/static_content/{file}" for name, file in files.items()}
+    return get_swagger_ui_html(openapi_url="/openapi.json", title="Models", swagger_favicon_url="data:,", **here)
 
 
 async def _refused(_: Request, error: InvalidRequestError) -> Response:

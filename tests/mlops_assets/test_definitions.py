@@ -241,6 +241,8 @@ def test_every_model_has_the_whole_chain_and_its_pools(model):
     assert pools == {"candidate": {"training"}, "champion": promotion, "endpoint": promotion}
     chain = [dg.AssetKey([*model.id.split("/"), link]) for link in TRAINING_LINKS]
     assert all(one in GRAPH.get(other).parent_keys for one, other in pairwise(chain))
+    online = {dg.AssetKey([item.view.team, "online", item.view.name]) for item in model.selections}
+    assert found["predictions"].parent_keys == {chain[-1], *online}, "an answer stands on the release and its features"
 
 
 def test_a_links_code_version_follows_its_declaration():

@@ -174,7 +174,7 @@ def test_a_web_service_is_ready_when_it_answers(pids: Path, tmp_path: Path):
     with running([service("web", WEB, pids, port, 404, url=url)], tmp_path) as services:
         await_ready(services, said.append)
         assert answers(url)
-    assert said == [f"web        {url:<24} log: {tmp_path / 'web.log'}"]
+    assert said == [f"web        {url:<26} log: {tmp_path / 'web.log'}"]
     assert not answers(url)
 
 

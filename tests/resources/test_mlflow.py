@@ -20,6 +20,7 @@ import pytest
 from dagster import DagsterExecutionInterruptedError
 
 from resources.mlflow import (
+    TRAINING_PAGES,
     MissingArtifactError,
     MlflowResource,
     MlflowUnreachableError,
@@ -260,8 +261,8 @@ def test_the_ui_is_given_runs_and_versions(http_uri: str, home: Path, tmp_path: 
     assert (
         model["aliases"] == [{"alias": "champion", "version": "1"}] and model["latest_versions"][0]["run_id"] == run_id
     )
-    assert store.run_url(run_id) == f"{http_uri}/#/experiments/{store.experiment(name)}/runs/{run_id}"
-    assert store.version_url(name, "1") == f"{http_uri}/#/models/{name}/versions/1"
+    assert store.run_url(run_id) == f"{http_uri}/#/experiments/{store.experiment(name)}/runs/{run_id}?{TRAINING_PAGES}"
+    assert store.version_url(name, "1") == f"{http_uri}/#/models/{name}/versions/1?{TRAINING_PAGES}"
 
 
 def test_the_server_refuses_foreign_hosts_and_origins(http_uri: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -264,6 +265,17 @@ def test_health_and_release_say_what_serves(ask: Any) -> None:
     }  # fmt: skip
     serving = ask(path="/flights/late_arrival/release", method="GET").json()["serving"]
     assert serving == [{"release": "flights_late_arrival:abc", "version": "7", "weight": 100, "role": "champion"}]
+
+
+def test_the_docs_page_loads_nothing_from_elsewhere(ask: Any) -> None:
+    """It works on a machine without the internet: Swagger's files are those that BentoML serves and holds."""
+    import bentoml._internal.server as bentoml_server
+
+    page = ask(path="/docs", method="GET").text
+    held = Path(bentoml_server.__file__).parent / "static_content"
+    files = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert {(held / Path(file).name).is_file() for file in files if file != "data:,"} == {True}
+    assert "//" not in " ".join(files) and "/openapi.json" in page
 
 
 def test_the_openapi_page_names_real_fields_and_its_example_answers(ask: Any, release: Release) -> None:
