@@ -17,6 +17,7 @@ import dagster as dg
 import polars as pl
 import pytest
 
+from mlops_assets.catalog import asset_key
 from mlops_assets.demo import departures
 from mlops_assets.history import events
 from mlops_assets.links.spec import link_key
@@ -243,9 +244,7 @@ def test_features_online_are_those_of_the_point_in_time_join(story: Story) -> No
     platform = story.platform
     scan = platform.resources["lake"].scan
     logged = scan("flights/late_arrival/predictions", [str(BUSY)]).collect().sort("request_id")
-    frames = {
-        f"view_{item.view.name}": scan(["flights", "offline", item.view.name]) for item in platform.model.selections
-    }
+    frames = {f"view_{item.view.name}": scan(asset_key(item.view)) for item in platform.model.selections}
     offline = point_in_time_rows(platform.model, story.asked[BUSY].lazy(), frames).sort("flight_id")
     assert logged.height > 150
     for name in platform.model.inputs:
