@@ -124,20 +124,28 @@ def content_hash(directory: Path) -> str:
 def _build(work: Path, bundle: Path, model: str, name: str, version: str, labels: Mapping[str, str]) -> None:
     """Run `bentoml build` on a context of the bundle and the serving code alone, into a store under `work`.
 
-    A process of its own, because BentoML changes the working directory and caches its home for good; it
-    imports the service from the context, so a module missing from CODE fails here and not when served.
+    The context is not under `work`: BentoML reads none on a hidden path, and `.mlops` is one.
     """
-    context = work / "context"
-    shutil.copytree(bundle, context / "bundle")
-    for part in CODE:
-        _copy(PROJECT / part, context / part)
-    (context / "bentofile.yaml").write_text(json.dumps(_bentofile(bundle, model, name, labels)))  # JSON is YAML
+    with TemporaryDirectory(prefix="bento-") as directory:
+        context = Path(directory)
+        shutil.copytree(bundle, context / "bundle")
+        for part in CODE:
+            _copy(PROJECT / part, context / part)
+        (context / "bentofile.yaml").write_text(json.dumps(_bentofile(bundle, model, name, labels)))  # JSON is YAML
+        _run_bentoml(context, work / "home", model, version)
+
+
+def _run_bentoml(context: Path, store: Path, model: str, version: str) -> None:
+    """Build in a process of its own, because BentoML changes the working directory and caches its home for good.
+
+    It imports the service from the context, so a module missing from CODE fails here and not when served.
+    """
     ran = subprocess.run(
         [sys.executable, "-c", BENTOML_ALONE, "build", str(context), "--version", version, "--output", "tag"],
         cwd=context,
         env={
             **os.environ,
-            "BENTOML_HOME": str(work / "home"),
+            "BENTOML_HOME": str(store),
             "BENTOML_DO_NOT_TRACK": "true",  # BentoML takes only this word for yes
             "PYTHONDONTWRITEBYTECODE": "1",  # else what the import compiles is packed too
         },

@@ -72,6 +72,13 @@ def test_the_same_bundle_is_built_once(bentos: BentoStore, bundle: Path) -> None
     assert bentos.list(MODEL) == [tags[0]]
 
 
+def test_a_bento_is_built_below_a_hidden_directory(tmp_path: Path, bundle: Path) -> None:
+    """The default home is `.mlops`, and BentoML reads no hidden files."""
+    store = BentoStore(tmp_path / ".mlops" / "bentoml")
+    tag = store.build(bundle, MODEL, LABELS)
+    assert content_hash(store.path(tag)) == content_hash(bundle)
+
+
 def test_another_bundle_is_another_version(bentos: BentoStore, bundle: Path) -> None:
     """A changed or a renamed file changes the version."""
     versions = {content_hash(bundle)}
