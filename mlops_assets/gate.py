@@ -127,10 +127,10 @@ def worst_slice(gate: Gate, metric: Metric, holdout: pl.DataFrame, label: str) -
     """No slice of enough rows is worse than the whole by more than the tolerance, a share of the whole's metric."""
     name, whole = "worst_slice", _measured(metric, holdout, label, PREDICTION)
     slices = [found for column in gate.slices for found in _slices(metric, holdout, label, column, gate.slice_min_rows)]
+    if not gate.slices:
+        return Verdict(name, True, "the gate names no slices")
     if not slices:
-        return Verdict(
-            name, True, f"no slice of {', '.join(gate.slices) or 'nothing'} has {gate.slice_min_rows} usable rows"
-        )
+        return Verdict(name, True, f"no slice of {', '.join(gate.slices)} has {gate.slice_min_rows} usable rows")
     worst = min(slices, key=lambda found: metric.gain(found.metric, whole))
     loss, allowed = -metric.gain(worst.metric, whole), gate.slice_tolerance * abs(whole)
     return Verdict(
