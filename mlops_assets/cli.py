@@ -38,7 +38,7 @@ def main() -> None:
     try:
         app()
     except _mendable() as problem:
-        typer.secho(f"mlops: {problem}", fg="red", err=True)
+        typer.secho(" ".join([f"mlops: {problem}", *getattr(problem, "__notes__", ())]), fg="red", err=True)
         sys.exit(1)
 
 

@@ -30,7 +30,7 @@ class TrainerSpec(dg.Model):
 
 
 class Cutoffs(dg.Model):
-    """Weekly cutoffs on a weekday (00:00 UTC), from `start`, up to `end` where the data ends."""
+    """Weekly cutoffs on a weekday at 00:00 UTC, there from that moment on; from `start` to where the data ends."""
 
     weekly: Literal["sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday"] = "monday"
     start: str
@@ -38,7 +38,7 @@ class Cutoffs(dg.Model):
 
     def partitions(self) -> dg.WeeklyPartitionsDefinition:
         day = WEEKDAYS.index(self.weekly)
-        return dg.WeeklyPartitionsDefinition(start_date=self.start, end_date=self.end, day_offset=day)
+        return dg.WeeklyPartitionsDefinition(start_date=self.start, end_date=self.end, day_offset=day, end_offset=1)
 
 
 class SplitSpec(dg.Model):
@@ -95,15 +95,19 @@ class MonitorSpec(dg.Model):
     """`Monitor`, in days."""
 
     psi: float = 0.2
+    drifted_share: float = 0.3
     metric_drop: float = 0.03
     window_days: float = 7
+    min_rows: int = 500
     cooldown_days: float = 7
 
     def monitor(self) -> Monitor:
         return Monitor(
             psi=self.psi,
+            drifted_share=self.drifted_share,
             metric_drop=self.metric_drop,
             window=timedelta(days=self.window_days),
+            min_rows=self.min_rows,
             cooldown=timedelta(days=self.cooldown_days),
         )
 
@@ -166,10 +170,18 @@ def load_components(
         folder = path.parent.relative_to(_package_root(package))
         component = trees[package.__name__].load_component(folder)
         if isinstance(component, ModelPipelineComponent):
-            models.append(component.pipeline(catalog))
+            models.append(_declared(component, catalog, path))
         else:
             others.append(trees[package.__name__].build_defs_at_path(folder))
     return models, others
+
+
+def _declared(component: ModelPipelineComponent, catalog: Catalog, path: Path) -> ModelPipeline:
+    try:
+        return component.pipeline(catalog)
+    except (ValueError, LookupError) as problem:
+        problem.add_note(f"Declared in {path}.")
+        raise
 
 
 def _package_root(package: ModuleType) -> Path:

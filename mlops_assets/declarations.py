@@ -43,6 +43,12 @@ def _named(kind: str, name: str) -> None:
         )
 
 
+def _freeze(declaration: object, *names: str) -> None:
+    """Lists as tuples, so that equal words make equal declarations."""
+    for name in names:
+        object.__setattr__(declaration, name, tuple(getattr(declaration, name)))
+
+
 def _team_of(function: Callable[..., Any]) -> str:
     """The team is the folder: `feature_assets/<team>/file.py`."""
     parts = function.__module__.split(".")
@@ -358,6 +364,7 @@ class Gate:
     latency_ms: float = 50.0
 
     def __post_init__(self) -> None:
+        _freeze(self, "slices")
         if (self.at_least is None) == (self.at_most is None):
             raise DeclarationError.of(
                 "Gate",
@@ -375,6 +382,7 @@ class Serve:
     canary: Sequence[int] = (10, 50, 100)
 
     def __post_init__(self) -> None:
+        _freeze(self, "canary")
         steps = list(self.canary)
         if not steps or steps != sorted(set(steps)) or steps[-1] != 100 or steps[0] < 1:
             raise DeclarationError.of(
@@ -424,6 +432,7 @@ class ModelPipeline:
     owners: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        _freeze(self, "features", "owners")
         _named("model", self.name)
         _named("model team", self.team)
         if self.label not in self.labels.schema:

@@ -10,9 +10,10 @@ import inspect
 import os
 from collections.abc import Iterable
 from importlib import import_module
+from keyword import iskeyword
 from pathlib import Path
 from string import Template
-from typing import Any, Self
+from typing import Self
 
 import dagster as dg
 
@@ -36,17 +37,18 @@ from __future__ import annotations
 import dagster as dg
 
 ${imports}
-from mlops_assets import Gate, ModelPipeline
-from mlops_assets.trainers import ${trainer}
 
 ${name} = ModelPipeline(
     name="${name}",
     team="${team}",
     labels=${labels},
     label="${label}",  # one of: ${targets}
-    features=[${features}],
+    features=[
+${features}
+    ],
     trainer=${trainer}(),
-    cutoffs=dg.WeeklyPartitionsDefinition(${span}, day_offset=1),
+    # Mondays, 00:00 UTC; the offset lets a cutoff be there from its first moment on.
+    cutoffs=dg.WeeklyPartitionsDefinition(${span}, day_offset=1, end_offset=1),
     # Set the floor from a first candidate's metric: this one only refuses what is useless.
     gate=Gate(metric="${metric}", at_least=${floor}),
 )
@@ -61,7 +63,6 @@ from datetime import timedelta
 import polars as pl
 
 ${imports}
-from mlops_assets import Float64, feature_view
 
 DAY = timedelta(days=1)
 
@@ -83,17 +84,19 @@ def ${name}(${source}: pl.LazyFrame) -> pl.LazyFrame:
 
 
 def write_model(name: str, labels: str | None = None, label: str | None = None) -> Path:
-    """Write a model over a label table and every view keyed like it; returns the file's path."""
-    catalog, (team, short) = gather(), _parsed(name)
-    _refuse_taken(catalog, name)
-    table = catalog.labels(labels or _first(catalog, Labels, name, team).id)
+    """Write a model over a label table and every view that fits it; returns the file's path."""
+    catalog = gather()
+    team, short = _new_name(catalog, name)
+    table = catalog.labels(labels) if labels else _labels(catalog, name, team)
     target = label or next(iter(table.schema))
     if target not in table.schema:
         raise ScaffoldError.of(name, f"{table.title} has no target {target!r}", table.schema, "Name one of them.")
-    views = [view for view in catalog.views if set(view.join_keys) <= set(table.join_keys)]
+    views = _fitting(catalog, table)
     tables: list[Labels | FeatureView] = [table, *views]
     places = {item.id: _place(item) for item in tables}
     yes_or_no = table.schema[target].dtype == "Bool"
+    trainer = "XGBoostClassifier" if yes_or_no else "XGBoostRegressor"
+    words = [("mlops_assets", "Gate"), ("mlops_assets", "ModelPipeline"), ("mlops_assets.trainers", trainer)]
     return _written(
         PROJECT / "model_assets" / team / f"{short}.py",
         MODEL.substitute(
@@ -103,9 +106,9 @@ def write_model(name: str, labels: str | None = None, label: str | None = None) 
             labels=places[table.id][1],
             label=target,
             targets=", ".join(table.schema),
-            imports=_imports(places.values()),
-            features=", ".join(places[view.id][1] for view in views),
-            trainer="XGBoostClassifier" if yes_or_no else "XGBoostRegressor",
+            imports=_imports([*places.values(), *words]),
+            features="\n".join(f"        {places[view.id][1]}," for view in views),
+            trainer=trainer,
             metric="roc_auc" if yes_or_no else "r2",
             floor="0.5" if yes_or_no else "-1.0",
             span=_span(table),
@@ -115,8 +118,8 @@ def write_model(name: str, labels: str | None = None, label: str | None = None) 
 
 def write_features(name: str, source: str | None = None) -> Path:
     """Write a feature view that counts a source's rows per key and day; returns the file's path."""
-    catalog, (team, short) = gather(), _parsed(name)
-    _refuse_taken(catalog, name)
+    catalog = gather()
+    team, short = _new_name(catalog, name)
     table = _source(catalog, source, name, team)
     entity = next((item for item in _entities() if item.join_key in table.schema), None)
     if entity is None:
@@ -132,31 +135,41 @@ def write_features(name: str, source: str | None = None) -> Path:
             entity=places[0][1],
             key=entity.join_key,
             time=table.event_timestamp,
-            imports=_imports(places),
+            imports=_imports([*places, ("mlops_assets", "Float64"), ("mlops_assets", "feature_view")]),
         ),
     )
 
 
-def _parsed(name: str) -> tuple[str, str]:
+def _new_name(catalog: Catalog, name: str) -> tuple[str, str]:
+    """Team and short name of a declaration that there is not yet."""
     team, _, short = name.partition("/")
-    if not (NAME.fullmatch(team) and NAME.fullmatch(short)):
-        raise ScaffoldError.of(
-            name, "it is no <team>/<name> in lower case", [], "Write it like flights/early_departure."
-        )
+    if not (NAME.fullmatch(team) and NAME.fullmatch(short)) or iskeyword(team) or iskeyword(short):
+        teams = {f"team {table.team}" for table in catalog.tables.values()}
+        problem = "it is no <team>/<name> of words in lower case"
+        raise ScaffoldError.of(name, problem, teams, "Write it like flights/early_departure.")
+    if name in catalog.models or name in catalog.tables:
+        raise ScaffoldError.of(name, "the name is taken", [*catalog.models, *catalog.tables], "Choose another.")
     return team, short
 
 
-def _refuse_taken(catalog: Catalog, name: str) -> None:
-    if name in catalog.models or name in catalog.tables:
-        raise ScaffoldError.of(name, "the name is taken", [*catalog.models, *catalog.tables], "Choose another.")
+def _labels(catalog: Catalog, name: str, team: str) -> Labels:
+    """The team's first label table; another team's is used only where it is named."""
+    known = [table for table in catalog.tables.values() if isinstance(table, Labels)]
+    own = next((table for table in known if table.team == team), None)
+    if own is None:
+        fix = f"Name one of these with --labels, or declare labels in feature_assets/{team}/ first."
+        raise ScaffoldError.of(name, f"team {team!r} has no labels", [table.id for table in known], fix)
+    return own
 
 
-def _first(catalog: Catalog, kind: type[Any], name: str, team: str) -> Any:
-    """The team's first table of a kind, else anybody's."""
-    known = [table for table in catalog.tables.values() if isinstance(table, kind)]
-    if not known:
-        raise ScaffoldError.of(name, f"nothing declares {kind.__name__.lower()}", catalog.tables, "Declare one first.")
-    return next((table for table in known if table.team == team), known[0])
+def _fitting(catalog: Catalog, table: Labels) -> list[FeatureView]:
+    """The views keyed like the labels; of two that share a feature's name the first."""
+    taken, fitting = set(table.request), []
+    for view in catalog.views:
+        if set(view.join_keys) <= set(table.join_keys) and not taken & set(view.schema):
+            fitting.append(view)
+            taken |= set(view.schema)
+    return fitting
 
 
 def _source(catalog: Catalog, asked: str | None, name: str, team: str) -> Source:
@@ -210,7 +223,8 @@ def _title(short: str) -> str:
 def _written(path: Path, text: str) -> Path:
     """Write a new file whole; one that exists is the user's."""
     if path.exists():
-        raise ScaffoldError.of(path.name, f"{path.relative_to(PROJECT)} exists", [], "Choose another name.")
+        beside = [file.name for file in path.parent.glob("*.py")]
+        raise ScaffoldError.of(path.name, f"{path.relative_to(PROJECT)} exists", beside, "Choose another name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / "__init__.py").touch()
     beside = path.with_suffix(".tmp")
