@@ -137,10 +137,11 @@ def _join(spine: pl.LazyFrame, schema: pl.Schema, view: ViewFrame, as_known: boo
         left_on=AT,
         right_on=SHOWN,
         by=list(keys) or None,
+        tolerance=None if as_known else view.ttl,  # what is shown late may be older than the ttl already
         coalesce=False,
         check_sortedness=False,  # both sides were just put in order; Polars cannot see it within groups
     )
-    return joined.with_columns(_unexpired(view)).drop(EVENT, SHOWN, CREATED, *keys, strict=False)
+    return joined.with_columns(_unexpired(view, as_known)).drop(EVENT, SHOWN, CREATED, *keys, strict=False)
 
 
 def _shown(rows: pl.LazyFrame, view: ViewFrame, keys: Sequence[str], as_known: bool) -> pl.LazyFrame:
@@ -162,12 +163,12 @@ def _shown(rows: pl.LazyFrame, view: ViewFrame, keys: Sequence[str], as_known: b
     )
 
 
-def _unexpired(view: ViewFrame) -> list[pl.Expr]:
+def _unexpired(view: ViewFrame, as_known: bool) -> list[pl.Expr]:
     """The view's outputs, null where the matched event is older than the ttl."""
     sources = {name: pl.col(name) for name in view.features.values()}
     if view.matched_at:
         sources[view.matched_at] = pl.col(EVENT)
-    if not view.ttl:
+    if not (view.ttl and as_known):
         return [value.alias(name) for name, value in sources.items()]
     valid = pl.col(EVENT) >= pl.col(AT) - view.ttl
     return [pl.when(valid).then(value).alias(name) for name, value in sources.items()]
