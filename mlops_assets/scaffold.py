@@ -223,8 +223,8 @@ def _title(short: str) -> str:
 def _written(path: Path, text: str) -> Path:
     """Write a new file whole; one that exists is the user's."""
     if path.exists():
-        beside = [file.name for file in path.parent.glob("*.py")]
-        raise ScaffoldError.of(path.name, f"{path.relative_to(PROJECT)} exists", beside, "Choose another name.")
+        taken = [file.name for file in path.parent.glob("*.py")]
+        raise ScaffoldError.of(path.name, f"{path.relative_to(PROJECT)} exists", taken, "Choose another name.")
     path.parent.mkdir(parents=True, exist_ok=True)
     (path.parent / "__init__.py").touch()
     beside = path.with_suffix(".tmp")

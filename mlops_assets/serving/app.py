@@ -231,9 +231,13 @@ async def _readyz(request: Request) -> Response:
 
 async def _docs(_: Request) -> Response:
     """Swagger's page, of the files that BentoML serves: FastAPI's own would load its code from elsewhere."""
-    files = {"swagger_js_url": "swagger-ui-bundle.js", "swagger_css_url": "swagger-ui.css"}
-    here = {name: f"/static_content/{file}" for name, file in files.items()}
-    return get_swagger_ui_html(openapi_url="/openapi.json", title="Models", swagger_favicon_url="data:,", **here)
+    return get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title="Models",
+        swagger_js_url="/static_content/swagger-ui-bundle.js",
+        swagger_css_url="/static_content/swagger-ui.css",
+        swagger_favicon_url="data:,",
+    )
 
 
 async def _refused(_: Request, error: InvalidRequestError) -> Response:
