@@ -88,6 +88,7 @@ class GateSpec(dg.Model):
     beats_champion_by: float | None = 0.0
     slices: list[str] = Field(default_factory=list)
     slice_tolerance: float = 0.15
+    slice_min_rows: int = 200
     latency_ms: float = 50.0
 
 
