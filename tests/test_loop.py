@@ -184,7 +184,7 @@ def test_a_candidate_is_an_mlflow_run_with_its_trials(story: Story) -> None:
     run = story.platform.promotion.mlflow.client().get_run(facts["mlflow_run_id"])
     assert run.info.status == "FINISHED" and run.data.metrics["holdout_roc_auc"] == facts["metric"]
     trials = story.platform.trials(run.info.run_id)
-    assert len(trials) == story.platform.model.search.trials
+    assert len(trials) == facts["trials"] == story.platform.model.search.trials
     assert {trial.info.status for trial in trials} == {"FINISHED"}
     assert all("validation_roc_auc" in trial.data.metrics and "max_depth" in trial.data.params for trial in trials)
 
@@ -195,7 +195,7 @@ def test_links_go_both_ways(story: Story) -> None:
     facts = second.facts["candidate"]
     tags = platform.promotion.mlflow.client().get_run(facts["mlflow_run_id"]).data.tags
     assert tags["dagster/run_id"] == second.result.run_id and tags["dagster/partition"] == SECOND_CUTOFF
-    assert tags["dagster/asset_key"] == "flights/late_arrival/candidate"
+    assert tags["dagster/asset_key"] == "flights/late_arrival/candidate" and tags["dagster/code_version"]
     assert tags["training_set_hash"] == second.facts["training_set"]["content_hash"]
     assert len(tags["constraints_sha256"]) == 64 and "CPUs" in tags["hardware"] and tags["git_commit"]
     assert f"/runs/{facts['mlflow_run_id']}" in facts["mlflow_run"]
