@@ -105,7 +105,11 @@ class Catalog:
             known = [other.name for other in self.tables.values() if other.team == table.team and other is not table]
             if name not in known:
                 raise DeclarationError.of(
-                    table.title, "parameter", name, ", ".join(sorted(known)), "Name the table that the function reads."
+                    table.title,
+                    "parameter",
+                    name,
+                    ", ".join(sorted(known)) or "none",
+                    "Name the table that the function reads.",
                 )
             yield name, self.tables[f"{table.team}/{name}"]
 
