@@ -4,6 +4,8 @@ Loading it imports no heavy library, so that the UI, the daemon and every run st
 of `import dagster`.
 """
 
+import atexit
+import gc
 import warnings
 
 import dagster as dg
@@ -18,6 +20,8 @@ from resources.environment import quiet_telemetry, resources_for  # noqa: E402
 from sensors.automation import automation_sensor  # noqa: E402
 from sensors.run_failure import run_failure_sensor  # noqa: E402
 
+# Python's last garbage collection walks every module once more: seconds at the end of a run that trained, for nothing.
+atexit.register(gc.freeze)
 quiet_telemetry()
 catalog = gather()
 resources = resources_for()
