@@ -87,20 +87,20 @@ def test_an_unknown_entity_is_answered_without_its_features(platform: Platform) 
     ],
 )
 def test_a_malformed_row_is_refused_by_name(
-    changes: dict[str, Any], field: str, problem: str, platform: Platform
+    changes: dict[str, Any], field: str, problem: str, module_platform: Platform
 ) -> None:
     """Nothing of the request is answered or logged; the error says which row and field, and what to send."""
-    with platform.endpoint() as endpoint:
+    with module_platform.endpoint() as endpoint:
         answer = endpoint.post([ROW, {**ROW, **changes}], NOON)
     assert answer.status_code == 422
     (error,) = answer.json()["errors"]
     assert (error["row"], error["field"], error["problem"]) == (1, field, problem) and error["fix"]
-    assert not list((platform.home / "predictions").rglob("*.jsonl"))
+    assert not list((module_platform.home / "predictions").rglob("*.jsonl"))
 
 
-def test_a_malformed_request_is_refused_by_name(platform: Platform) -> None:
+def test_a_malformed_request_is_refused_by_name(module_platform: Platform) -> None:
     """A missing key, a moment without a zone, a body that is no JSON, a model that does not exist."""
-    with platform.endpoint() as endpoint:
+    with module_platform.endpoint() as endpoint:
 
         def refusal(path: str = endpoint.model, **options: Any) -> tuple[int, str | None, str]:
             answer = endpoint.request("POST", f"/{path}/predict", **options)
