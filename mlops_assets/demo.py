@@ -15,10 +15,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass, field, fields
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any, Self
 
@@ -27,6 +28,7 @@ from resources.environment import PROJECT, home, prepare_home
 
 if TYPE_CHECKING:
     import dagster as dg
+    import httpx
     from rich.console import Console
     from rich.status import Status
 
@@ -68,7 +70,7 @@ class Story:
     console: Console
     model: ModelPipeline
     instance: dg.DagsterInstance
-    endpoint: str
+    endpoint: httpx.Client
     chapters: list[Chapter] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     cursors: dict[str, str | None] = field(default_factory=dict)
@@ -162,20 +164,14 @@ class Story:
 
     def ask(self, rows: list[dict[str, Any]], at: datetime) -> list[dict[str, Any]]:
         """Predictions for some events at a moment, over HTTP."""
-        import httpx
-
-        answer = httpx.post(
-            f"{self.endpoint}/{self.model.id}/predict", json={"rows": rows, "at": at.isoformat()}, timeout=30
-        )
+        answer = self.endpoint.post(f"/{self.model.id}/predict", json={"rows": rows, "at": at.isoformat()})
         if answer.status_code != 200:
             raise StoryError.of("a request", "status 200", f"{answer.status_code}: {answer.text[:500]}")
         return list(answer.json()["predictions"])
 
     def versions_answering(self) -> set[str]:
         """The versions that the endpoint has loaded and gives traffic to."""
-        import httpx
-
-        answer = httpx.get(f"{self.endpoint}/{self.model.id}/release", timeout=30)
+        answer = self.endpoint.get(f"/{self.model.id}/release")
         return {variant["version"] for variant in answer.json()["serving"]}
 
     def await_versions(self, expected: set[str]) -> None:
@@ -357,9 +353,9 @@ def run_demo() -> int:
 
     console = Console(width=None if sys.stdout.isatty() else 140)
     os.environ.setdefault("MLOPS_ENV", "local")
+    os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")  # its schema's migrations are not part of the story
     _turn_the_page(console)
     prepare_home()
-    logging.getLogger("mlflow").setLevel(logging.WARNING)  # its schema's migrations are not part of the story
     started = time.monotonic()
     try:
         story = _tell(console)
@@ -377,11 +373,13 @@ def _tell(console: Console) -> Story:
 
     with ExitStack() as stack:
         instance = stack.enter_context(dg.DagsterInstance.get())
-        story = Story(console, gather().model(MODEL), instance, endpoint="")
+        model = gather().model(MODEL)
+        client, await_endpoint = stack.enter_context(_endpoint(model))
+        story = Story(console, model, instance, client)
         first = _from_raw_data_to_a_champion(story)
-        with story.step("Start the endpoint"):
-            story.endpoint = stack.enter_context(_endpoint(story.model))
+        with story.step("Online features, and the endpoint follows the release"):
             story.publish_online(_midnight(REPLAY_FROM))
+            await_endpoint()
             story.await_versions({first})
         second = _until_retrained(story, first)
         _canary(story, first, second)
@@ -490,14 +488,24 @@ def _serve_a_day(story: Story, day: date) -> None:
 
 
 @contextmanager
-def _endpoint(model: ModelPipeline) -> Iterator[str]:
-    """The endpoint as `mlops up` runs it, on a free port."""
+def _endpoint(model: ModelPipeline) -> Iterator[tuple[httpx.Client, Callable[[], None]]]:
+    """The endpoint as `mlops up` runs it, on a free port: a client of it, and what waits until it answers.
+
+    It starts while the first tables are filled, and takes up each release when there is one.
+    """
+    import httpx
+
     from mlops_assets.processes import await_ready, endpoint_service, free_port, running
 
+    def quiet(_line: str) -> None:
+        """The story has its own lines."""
+
     service = endpoint_service(free_port(3001), [model.id])
-    with running([service], home() / "logs", say=lambda _: None) as started:
-        await_ready(started, say=lambda _: None)
-        yield str(service.url).removesuffix("/livez")
+    with (
+        running([service], home() / "logs", say=quiet) as started,
+        httpx.Client(base_url=str(service.url), timeout=30) as client,
+    ):
+        yield client, partial(await_ready, started, say=quiet)
 
 
 def _train_job(model: ModelPipeline) -> str:
