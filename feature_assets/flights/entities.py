@@ -15,4 +15,5 @@ OWNERS = ("team:flights",)
 
 # New York's 31 December ends on 1 January in UTC, so the year has 366 UTC days.
 daily = dg.DailyPartitionsDefinition(start_date="2013-01-01", end_date="2014-01-02")
-weekly = dg.WeeklyPartitionsDefinition(start_date="2013-01-07", end_date="2014-01-06", day_offset=1)
+# The offset lets a cutoff be there from its first moment on, not when its week is over.
+weekly = dg.WeeklyPartitionsDefinition(start_date="2013-01-07", end_date="2014-01-06", day_offset=1, end_offset=1)

@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 import pytest
 from dagster._core.definitions.asset_daemon_cursor import AssetDaemonCursor
+from dagster._serdes import deserialize_value, serialize_value
 
 from mlops_assets.links import spec
 
@@ -295,6 +296,15 @@ def test_the_real_tables_follow_a_day_once_and_nothing_floods(flights: World):
     fill(flights, "2013-01-13", "2013-01-13", "raw_weather")
     assert flights.tick() == {"flights/offline/weather_hourly": {"2013-01-13"}}
     assert flights.tick() == {}
+
+
+def test_the_daemon_can_evaluate_every_condition():
+    """It gets them from the code location in writing; a condition of our own kind it would not know."""
+    from mlops_assets.definitions import defs
+
+    conditions = [spec.automation_condition for spec in defs.resolve_all_asset_specs() if spec.automation_condition]
+    assert len(conditions) > 20
+    assert all(deserialize_value(serialize_value(condition)) == condition for condition in conditions)
 
 
 def test_a_daemon_that_starts_after_the_work_asks_for_nothing(flights: World):
