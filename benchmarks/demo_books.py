@@ -61,10 +61,11 @@ def charging_runs(ledger: Ledger) -> Iterator[None]:
 @contextmanager
 def charging_story(ledger: Ledger) -> Iterator[None]:
     """What the demo does beside running assets, and its steps."""
-    from mlops_assets import demo
+    from mlops_assets import demo, processes
 
     with ExitStack() as stack:
         _charge(stack, ledger, demo.Story, "replay", REQUESTS)
+        _charge(stack, ledger, processes, "await_ready", WAITING)
         _charge(stack, ledger, demo.Story, "await_versions", WAITING)
         _charge(stack, ledger, demo.Story, "command", COMMANDS)
         _replace(stack, demo.Story, "step", lambda step: _steps(ledger, step))
@@ -93,11 +94,11 @@ def _started_and_stopped(ledger: Ledger, endpoint: Any) -> Any:
     """Charge the start and the stop of the endpoint's process, not the time that it runs beside us."""
 
     @contextmanager
-    def charged(model: Any) -> Iterator[str]:
+    def charged(model: Any) -> Iterator[Any]:
         with ExitStack() as stack:
             with ledger.charge(WAITING):
-                url = stack.enter_context(endpoint(model))
-            yield url
+                started = stack.enter_context(endpoint(model))
+            yield started
             with ledger.charge(WAITING):
                 stack.close()
 
