@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from mlops_assets.declarations import ModelPipeline
     from mlops_assets.promotion import Promotion
+    from resources.releases import ReleaseRecord
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Models as assets: from raw data to a monitored endpoint."
@@ -100,14 +101,14 @@ def promote(
 ) -> None:
     """Give a version all traffic and make it the champion."""
     pipeline, promotion = _of(model)
-    _tell(promotion.promote(pipeline, version, by=_user(), why=why))
+    _tell(pipeline, promotion.promote(pipeline, version, by=_user(), why=why))
 
 
 @app.command()
 def rollback(model: Model, why: Why = "rolled back by hand") -> None:
     """Return to the release before, at once."""
     pipeline, promotion = _of(model)
-    _tell(promotion.rollback(pipeline, by=_user(), why=why))
+    _tell(pipeline, promotion.rollback(pipeline, by=_user(), why=why))
 
 
 @app.command()
@@ -225,11 +226,24 @@ def _user() -> str:
         return f"uid {os.getuid()}"
 
 
-def _tell(record: Any) -> None:
+def _tell(model: ModelPipeline, record: ReleaseRecord) -> None:
+    """Say who answers now, to the reader and to Dagster; a Dagster that is down undoes no rollback."""
+    import dagster as dg
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from mlops_assets.links.endpoint import moved
+    from resources.environment import prepare_home
+
     for variant in record.variants:
         typer.echo(
             f"{record.model}: {variant.role} {variant.release} (version {variant.version}) gets {variant.weight} %"
         )
+    try:
+        prepare_home()
+        with dg.DagsterInstance.get() as instance:
+            instance.report_runless_asset_event(moved(model, record))
+    except (dg.DagsterError, SQLAlchemyError, OSError) as problem:
+        typer.secho(f"It is done, but Dagster could not be told: {problem}", fg="yellow", err=True)
 
 
 def _print_table(title: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:

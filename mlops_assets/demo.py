@@ -221,6 +221,8 @@ class Story:
         context = dg.build_sensor_context(instance=self.instance, cursor=self.cursors.get(name), definitions=defs)
         result: Any = defs.resolve_sensor_def(name)(context)
         self.cursors[name] = result.cursor
+        for event in result.asset_events:
+            self.instance.report_runless_asset_event(event)
         return result
 
     def command(self, *words: str) -> None:

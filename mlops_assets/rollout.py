@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from mlops_assets.declarations import ModelPipeline
+from mlops_assets.links.endpoint import moved
 from mlops_assets.metrics import METRICS
 from sensors.rollout import RolloutLimits, VariantEvidence, rollout_sensor
 
@@ -50,6 +52,7 @@ def rollout(model: ModelPipeline) -> dg.SensorDefinition:
         evidence,
         RolloutLimits(min_requests=MIN_REQUESTS, metric_drop=model.monitor.metric_drop),
         higher_is_better=METRICS[model.gate.metric].higher_is_better,
+        moved=partial(moved, model),
     )
 
 

@@ -126,12 +126,14 @@ def rollout_sensor(
     limits: RolloutLimits = RolloutLimits(),
     *,
     higher_is_better: bool = True,
+    moved: Callable[[ReleaseRecord], dg.AssetMaterialization] | None = None,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
 ) -> dg.SensorDefinition:
     """Move the running canary of a model by the record of `releases`.
 
     `evidence(model_id, since)` gives what each role ("champion", "challenger") did since the step began.
     The store compares and sets, so two daemons move a canary once; every move has its reasons in the history.
+    `moved` says how a move is told to Dagster.
     """
 
     @dg.sensor(
@@ -149,17 +151,19 @@ def rollout_sensor(
         decision = rollout_decision(champion, challenger, limits, higher_is_better=higher_is_better)
         told = f"{model_id}: {decision.action} at {record.challenger.weight} %: {'; '.join(decision.reasons)}"
         cursor = json.dumps({"revision": record.revision, **asdict(decision)})
-        return dg.SensorResult(skip_reason=_carry_out(releases, model_id, decision, told), cursor=cursor)
+        try:
+            after = _carried_out(releases, model_id, decision)
+        except StaleReleaseError as error:
+            return dg.SensorResult(skip_reason=str(error), cursor=cursor)
+        events = [moved(after)] if moved and after else []
+        return dg.SensorResult(skip_reason=told, cursor=cursor, asset_events=events)
 
     return sensor
 
 
-def _carry_out(releases: Releases, model_id: str, decision: RolloutDecision, told: str) -> str:
+def _carried_out(releases: Releases, model_id: str, decision: RolloutDecision) -> ReleaseRecord | None:
+    """The record after the move; None where nothing is to be moved."""
     verbs = {"advance": releases.advance, "roll back": releases.rollback}
     if decision.action == "hold":
-        return told
-    try:
-        verbs[decision.action](model_id, by=BY, why="; ".join(decision.reasons))
-    except StaleReleaseError as error:
-        return str(error)
-    return told
+        return None
+    return verbs[decision.action](model_id, by=BY, why="; ".join(decision.reasons))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import dagster as dg
+from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
@@ -72,6 +73,16 @@ def told(record: ReleaseRecord) -> dict[str, Any]:
         "changed_by": record.by,
         "why": record.why,
     }
+
+
+def moved(model: ModelPipeline, record: ReleaseRecord) -> dg.AssetMaterialization:
+    """The traffic as a command or the rollout sensor left it, so that the asset's page shows what is.
+
+    Nothing runs because of it: what is downstream follows the clock.
+    """
+    return dg.AssetMaterialization(
+        spec.link_key(model, LINK), metadata=told(record), tags={DATA_VERSION_TAG: str(record.revision)}
+    )
 
 
 def champion_released(record: ReleaseRecord, tag: str) -> Claim:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,12 @@ from resources.environment import PROJECT, prepare_home
 from resources.mlflow import MlflowResource, MlflowUnreachableError
 
 MODEL = "flights/late_arrival"
+
+
+@pytest.fixture(autouse=True)
+def dagster_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands set it; this restores it after each test."""
+    monkeypatch.setenv("DAGSTER_HOME", "")
 
 
 def mlops(*words: str) -> Result:
@@ -69,6 +76,30 @@ def test_promote_and_rollback_move_the_traffic_and_say_so(registered):
     assert (registered.traffic, registered.alias) == ({"2": 100}, "2")
 
 
+def test_dagster_shows_the_traffic_as_a_command_left_it(registered):
+    """The endpoint's page would else show what its last run began: a canary that is long over."""
+    for words in (["promote", MODEL, "--version", "1"], ["promote", MODEL, "--version", "2"], ["rollback", MODEL]):
+        mlops(*words)
+    key = link_key(registered.model, "endpoint")
+    with dg.DagsterInstance.get() as instance:
+        event = instance.get_latest_materialization_event(key)
+    assert event is not None and event.asset_materialization is not None
+    shown = event.asset_materialization.metadata
+    assert "| champion |" in str(shown["traffic"].value) and "| 1 | 100 |" in str(shown["traffic"].value)
+    assert shown["why"].value == "rolled back by hand"
+
+
+def test_a_rollback_needs_no_dagster(registered, home):
+    """It is there for the worst hour: the traffic moves, and what could not be told is said."""
+    mlops("promote", MODEL, "--version", "1")
+    mlops("promote", MODEL, "--version", "2")
+    shutil.rmtree(home / "dagster")
+    (home / "dagster").touch()
+    shown = mlops("rollback", MODEL)
+    assert "(version 1) gets 100 %" in shown.output and "Dagster could not be told" in shown.output
+    assert (registered.traffic, registered.alias) == ({"1": 100}, "1")
+
+
 def test_history_tells_every_move_in_order(registered):
     """Champion and traffic in one table: when, who, what, from, to, why."""
     mlops("promote", MODEL, "--version", "1", "--why", "the first")
@@ -111,9 +142,8 @@ def test_features_of_a_view_says_what_each_means(home):
     assert row(shown, "temp", "Float64", "degF", "Air temperature")
 
 
-def test_lineage_leads_from_the_endpoint_to_the_raw_tables(home, monkeypatch):
+def test_lineage_leads_from_the_endpoint_to_the_raw_tables(home):
     """With what was published last of each, read from the instance that runs write to, whoever's shell this is."""
-    monkeypatch.setenv("DAGSTER_HOME", "")  # restored after the test, which sets it
     model = gather().model(MODEL)
     prepare_home()
     with dg.DagsterInstance.get() as instance:
