@@ -68,7 +68,8 @@ def test_a_table_of_another_team_is_not_in_reach():
     def theirs(orders):
         """Theirs."""
 
-    with pytest.raises(DeclarationError, match=r"feature view 'others/theirs': parameter is 'orders' \(allowed: none\)"):
+    says = r"feature view 'others/theirs': parameter is 'orders' \(allowed: none\)"
+    with pytest.raises(DeclarationError, match=says):
         Catalog.of([orders, theirs])
 
 
