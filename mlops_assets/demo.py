@@ -182,6 +182,16 @@ class Story:
                 raise StoryError.of("the endpoint", f"answers from versions {sorted(expected)}", sorted(found))
             time.sleep(0.1)
 
+    def await_logged(self, day: date, asked: int) -> None:
+        """Wait until the log holds every answer of a day; the endpoint writes them down a moment after it gave them."""
+        from mlops_assets.serving.prediction_log import PredictionLog
+
+        deadline = time.monotonic() + 30
+        while (found := PredictionLog().read(self.model.id, day).height) < asked:
+            if time.monotonic() > deadline:
+                raise StoryError.of("the prediction log", f"{asked} answers of {day}", found)
+            time.sleep(0.1)
+
     # -- monitoring and decisions ------------------------------------------------------------------
 
     def report(self, day: date) -> dict[str, Any]:
@@ -468,6 +478,7 @@ def _serve_a_day(story: Story, day: date) -> None:
     story.fill(day, day)
     story.publish_online(_midnight(day))
     asked = story.replay(day)
+    story.await_logged(day, asked)
     reports = story.report(day)
     drift, performance = reports["drift_report"], reports["performance_report"]
     metric = performance.get("metric")
