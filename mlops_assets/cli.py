@@ -119,9 +119,9 @@ def history(model: Model) -> None:
     pipeline, promotion = _of(model)
     _print_table(
         f"History of {model}",
-        ["at", "by", "what", "from", "to", "why"],
+        ["at (UTC)", "by", "what", "from", "to", "why"],
         [
-            (e.at, e.by, e.what, e.before, e.after, e.why)
+            (e.at[:19].replace("T", " "), _short(e.by), e.what, e.before, e.after, e.why)
             for e in events(pipeline, promotion.releases, promotion.champions)
         ],
     )
@@ -219,6 +219,11 @@ def _of(model: str) -> tuple[ModelPipeline, Promotion]:
     return gather().model(model), Promotion.here()
 
 
+def _short(by: str) -> str:
+    """A run by the part of its id that Dagster's pages show; people and sensors by their names."""
+    return by[:12] if by.startswith("run ") else by
+
+
 def _user() -> str:
     try:
         return getpass.getuser()
@@ -241,7 +246,8 @@ def _tell(model: ModelPipeline, record: ReleaseRecord) -> None:
     try:
         prepare_home()
         with dg.DagsterInstance.get() as instance:
-            instance.report_runless_asset_event(moved(model, record))
+            for event in moved(model, record):
+                instance.report_runless_asset_event(event)
     except (dg.DagsterError, SQLAlchemyError, OSError) as problem:
         typer.secho(f"It is done, but Dagster could not be told: {problem}", fg="yellow", err=True)
 

@@ -8,7 +8,7 @@ that could no longer be made good within that minimum end a canary earlier.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Literal, Protocol
@@ -67,6 +67,7 @@ class Releases(Protocol):
     def rollback(self, model: str, *, by: str, why: str) -> ReleaseRecord: ...
 
 
+AssetEvent = dg.AssetMaterialization | dg.AssetObservation | dg.AssetCheckEvaluation
 Evidence = Callable[[str, datetime], Mapping[str, VariantEvidence]]
 
 
@@ -126,7 +127,7 @@ def rollout_sensor(
     limits: RolloutLimits = RolloutLimits(),
     *,
     higher_is_better: bool = True,
-    moved: Callable[[ReleaseRecord], dg.AssetMaterialization] | None = None,
+    moved: Callable[[ReleaseRecord], Sequence[AssetEvent]] = lambda _: (),
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
 ) -> dg.SensorDefinition:
     """Move the running canary of a model by the record of `releases`.
@@ -155,7 +156,7 @@ def rollout_sensor(
             after = _carried_out(releases, model_id, decision)
         except StaleReleaseError as error:
             return dg.SensorResult(skip_reason=str(error), cursor=cursor)
-        events = [moved(after)] if moved and after else []
+        events = moved(after) if after else ()
         return dg.SensorResult(skip_reason=told, cursor=cursor, asset_events=events)
 
     return sensor

@@ -75,14 +75,16 @@ def told(record: ReleaseRecord) -> dict[str, Any]:
     }
 
 
-def moved(model: ModelPipeline, record: ReleaseRecord) -> dg.AssetMaterialization:
+def moved(model: ModelPipeline, record: ReleaseRecord) -> list[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
     """The traffic as a command or the rollout sensor left it, so that the asset's page shows what is.
 
     Nothing runs because of it: what is downstream follows the clock.
     """
-    return dg.AssetMaterialization(
-        spec.link_key(model, LINK), metadata=told(record), tags={DATA_VERSION_TAG: str(record.revision)}
-    )
+    key, claim = spec.link_key(model, LINK), champion_released(record, record.champion.release)
+    return [
+        dg.AssetMaterialization(key, metadata=told(record), tags={DATA_VERSION_TAG: str(record.revision)}),
+        dg.AssetCheckEvaluation(key, CHECK, claim.passed, metadata={}, description=claim.reason, blocking=True),
+    ]
 
 
 def champion_released(record: ReleaseRecord, tag: str) -> Claim:
