@@ -7,11 +7,12 @@ always says by how much.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from mlops_assets.claims import Claim
 from mlops_assets.metrics import METRICS, Metric, MetricError
 
 if TYPE_CHECKING:
@@ -23,16 +24,6 @@ if TYPE_CHECKING:
 
 PREDICTION = "prediction"
 CHAMPION = "champion_prediction"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One claim about a candidate: whether it holds, in words, and the numbers behind the words."""
-
-    name: str
-    passed: bool
-    reason: str
-    numbers: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,7 +47,7 @@ class Slice:
 
 def judge(
     gate: Gate, label: str, holdout: pl.DataFrame, latency_ms: float, unjudged: Unjudged | None = None
-) -> list[Verdict]:
+) -> list[Claim]:
     """Every verdict of the gate on a holdout with the columns `label`, `prediction` and the gate's slices.
 
     The column `champion_prediction` holds what the champion says of the same rows; there is none when
@@ -72,73 +63,73 @@ def judge(
     ]
 
 
-def clears_floor(gate: Gate, metric: Metric, value: float) -> Verdict:
+def clears_floor(gate: Gate, metric: Metric, value: float) -> Claim:
     floor = next(bound for bound in (gate.at_least, gate.at_most) if bound is not None)
     words = "at least" if metric.higher_is_better else "at most"
-    return Verdict(
+    return Claim(
         "clears_floor",
         metric.gain(value, floor) >= 0,
         f"{metric.name} is {value:.4f}; wanted {words} {floor:g}",
-        {"candidate": value, "floor": floor},
+        numbers={"candidate": value, "floor": floor},
     )
 
 
-def beats_champion(gate: Gate, metric: Metric, holdout: pl.DataFrame, label: str) -> Verdict:
+def beats_champion(gate: Gate, metric: Metric, holdout: pl.DataFrame, label: str) -> Claim:
     """Better than the champion on the same rows by the gate's margin; passes when there is nothing to beat."""
     name = "beats_champion"
     if gate.beats_champion_by is None:
-        return Verdict(name, True, "the gate does not ask for it")
+        return Claim(name, True, "the gate does not ask for it")
     if CHAMPION not in holdout.columns:
-        return Verdict(name, True, "there is no champion yet")
+        return Claim(name, True, "there is no champion yet")
     candidate, champion = (_measured(metric, holdout, label, column) for column in (PREDICTION, CHAMPION))
     gain = metric.gain(candidate, champion)
-    return Verdict(
+    return Claim(
         name,
         gain >= gate.beats_champion_by,
         f"{metric.name} is {candidate:.4f} and the champion's {champion:.4f} on the same {holdout.height} rows: "
         f"better by {gain:+.4f}, wanted {gate.beats_champion_by:+g}",
-        {"candidate": candidate, "champion": champion, "gain": gain, "margin": gate.beats_champion_by},
+        numbers={"candidate": candidate, "champion": champion, "gain": gain, "margin": gate.beats_champion_by},
     )
 
 
-def beats_unjudged(gate: Gate, metric: Metric, candidate: float, champion: Unjudged) -> Verdict:
+def beats_unjudged(gate: Gate, metric: Metric, candidate: float, champion: Unjudged) -> Claim:
     """The champion's own holdout stands in for rows that it cannot predict; without that number nothing is shown."""
     name, why = "beats_champion", f"the champion (version {champion.version}) cannot predict these rows: {champion.why}"
     if gate.beats_champion_by is None:
-        return Verdict(name, True, "the gate does not ask for it")
+        return Claim(name, True, "the gate does not ask for it")
     if champion.metric is None:
-        return Verdict(
+        return Claim(
             name,
             False,
             f"{why}; nor was its {metric.name} on this label ever measured. Set the gate's beats_champion_by to None "
             "to let this candidate pass without a comparison, or give the model another name",
         )
     gain = metric.gain(candidate, champion.metric)
-    return Verdict(
+    return Claim(
         name,
         gain >= gate.beats_champion_by,
         f"{why}; on its own holdout, which is of other rows, its {metric.name} was {champion.metric:.4f} and the "
         f"candidate's here is {candidate:.4f}: better by {gain:+.4f}, wanted {gate.beats_champion_by:+g}",
-        {"candidate": candidate, "champion": champion.metric, "gain": gain, "margin": gate.beats_champion_by},
+        numbers={"candidate": candidate, "champion": champion.metric, "gain": gain, "margin": gate.beats_champion_by},
     )
 
 
-def worst_slice(gate: Gate, metric: Metric, holdout: pl.DataFrame, label: str) -> Verdict:
+def worst_slice(gate: Gate, metric: Metric, holdout: pl.DataFrame, label: str) -> Claim:
     """No slice of enough rows is worse than the whole by more than the tolerance, a share of the whole's metric."""
     name, whole = "worst_slice", _measured(metric, holdout, label, PREDICTION)
     slices = [found for column in gate.slices for found in _slices(metric, holdout, label, column, gate.slice_min_rows)]
     if not gate.slices:
-        return Verdict(name, True, "the gate names no slices")
+        return Claim(name, True, "the gate names no slices")
     if not slices:
-        return Verdict(name, True, f"no slice of {', '.join(gate.slices)} has {gate.slice_min_rows} usable rows")
+        return Claim(name, True, f"no slice of {', '.join(gate.slices)} has {gate.slice_min_rows} usable rows")
     worst = min(slices, key=lambda found: metric.gain(found.metric, whole))
     loss, allowed = -metric.gain(worst.metric, whole), gate.slice_tolerance * abs(whole)
-    return Verdict(
+    return Claim(
         name,
         loss <= allowed,
         f"{metric.name} is {worst.metric:.4f} where {worst.column} is {worst.value} ({worst.rows} rows) "
         f"and {whole:.4f} on the whole: worse by {loss:+.4f}, allowed {allowed:.4f}",
-        {
+        numbers={
             "worst": worst.metric,
             "whole": whole,
             "loss": loss,
@@ -149,12 +140,12 @@ def worst_slice(gate: Gate, metric: Metric, holdout: pl.DataFrame, label: str) -
     )
 
 
-def predicts_in_time(gate: Gate, latency_ms: float) -> Verdict:
-    return Verdict(
+def predicts_in_time(gate: Gate, latency_ms: float) -> Claim:
+    return Claim(
         "latency",
         latency_ms <= gate.latency_ms,
         f"one row takes {latency_ms:.3f} ms (median); allowed {gate.latency_ms:g} ms",
-        {"latency_ms": latency_ms, "allowed_ms": gate.latency_ms},
+        numbers={"latency_ms": latency_ms, "allowed_ms": gate.latency_ms},
     )
 
 

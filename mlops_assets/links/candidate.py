@@ -6,10 +6,8 @@ registered, visible and tagged with the reason; nothing downstream of it runs.
 """
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -29,7 +27,7 @@ from resources.mlflow import MlflowResource
 if TYPE_CHECKING:
     import polars as pl
 
-    from mlops_assets.gate import Unjudged, Verdict
+    from mlops_assets.gate import Unjudged
 
     Said = pl.Series | Unjudged | None
 
@@ -64,15 +62,17 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
     def candidate(
         context: dg.AssetExecutionContext, lake: Lake, mlflow: MlflowResource, compute: ComputeResource
     ) -> Iterator[Any]:
+        from mlops_assets.training import training_arguments
+
         cutoff = context.partition_time_window.start
-        path = lake.path(training_set, context.partition_key)
+        path: Any = lake.path(training_set, context.partition_key)
         origin = _origin(model, context)
         with (
             _workplace() as out,
             mlflow.run(model.id, name=context.partition_key, tags=run_tags(model, origin)) as run_id,
         ):
             try:
-                trained = compute.run(ENTRYPOINT, arguments(model, cutoff, path, out))
+                trained = compute.run(ENTRYPOINT, training_arguments(model, cutoff, path, out))
             finally:  # a search that broke off shows how far it came
                 mlflow.log_trials(run_id, f"validation_{model.gate.metric}", trials(out))
             verdicts = judged(model, mlflow, out, trained)
@@ -82,9 +82,7 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
             metadata=told(model, trained, verdicts, version, run_id, mlflow),
             data_version=dg.DataVersion(f"version {version}"),
         )
-        for verdict in verdicts:
-            claim = Claim(verdict.name, verdict.passed, verdict.reason, numbers=verdict.numbers)
-            yield spec.check_result(key, claim, version=version)
+        yield from (spec.check_result(key, verdict, version=version) for verdict in verdicts)
 
     return candidate
 
@@ -96,12 +94,6 @@ def _workplace() -> Iterator[Path]:
     root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=root, prefix="candidate-") as directory:
         yield Path(directory)
-
-
-def arguments(model: ModelPipeline, cutoff: datetime, training_set: Any, out: Path) -> dict[str, Any]:
-    from mlops_assets.training import training_arguments
-
-    return training_arguments(model, cutoff, training_set, out)
 
 
 def _origin(model: ModelPipeline, context: dg.AssetExecutionContext) -> dict[str, Any]:
@@ -141,7 +133,7 @@ def trials(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
 
 
-def judged(model: ModelPipeline, mlflow: MlflowResource, out: Path, trained: Mapping[str, Any]) -> "list[Verdict]":
+def judged(model: ModelPipeline, mlflow: MlflowResource, out: Path, trained: Mapping[str, Any]) -> list[Claim]:
     """The gate's verdicts on the holdout, with the champion's predictions of the same rows."""
     import polars as pl
 
@@ -201,7 +193,7 @@ def _complete_bundle(model: ModelPipeline, out: Path, trained: Mapping[str, Any]
         "params": trained["params"],
     }
     for name, document in (("plan.json", FeaturePlan.of(model).to_json()), ("manifest.json", manifest)):
-        _write_json(out / BUNDLE / name, document)
+        (out / BUNDLE / name).write_text(json.dumps(document, indent=2))
 
 
 def _training_set_hash(model: ModelPipeline, context: dg.AssetExecutionContext) -> str | None:
@@ -215,19 +207,13 @@ def _training_set_hash(model: ModelPipeline, context: dg.AssetExecutionContext) 
     return str(found.value) if found else None
 
 
-def _write_json(path: Path, document: Any) -> None:
-    beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(document, indent=2))
-    os.replace(beside, path)
-
-
 def _register(
     model: ModelPipeline,
     mlflow: MlflowResource,
     out: Path,
     run_id: str,
     trained: Mapping[str, Any],
-    verdicts: "Sequence[Verdict]",
+    verdicts: Sequence[Claim],
     cutoff: str,
 ) -> str:
     """Log everything to the run and register its bundle; the gate's verdict is a tag of the version."""
@@ -263,7 +249,7 @@ def _register(
 def told(
     model: ModelPipeline,
     trained: Mapping[str, Any],
-    verdicts: "Sequence[Verdict]",
+    verdicts: Sequence[Claim],
     version: str,
     run_id: str,
     mlflow: MlflowResource,

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlops_assets import Float64, Gate
-from mlops_assets.gate import CHAMPION, Unjudged, Verdict, judge, measure_latency
+from mlops_assets.claims import Claim
+from mlops_assets.gate import CHAMPION, Unjudged, judge, measure_latency
 from mlops_assets.input_schema import Column, InputSchema
 
 GATE = Gate("roc_auc", at_least=0.7, slices=["carrier"], slice_min_rows=50, slice_tolerance=0.1, latency_ms=5)
@@ -27,7 +28,7 @@ def _guess(late: np.ndarray, skill: float, seed: int) -> np.ndarray:
     return 1 / (1 + np.exp(-(skill * (late - 0.5) + np.random.default_rng(seed).normal(size=len(late)))))
 
 
-def verdicts(frame: pl.DataFrame, gate: Gate = GATE, latency_ms: float = 1.0) -> dict[str, Verdict]:
+def verdicts(frame: pl.DataFrame, gate: Gate = GATE, latency_ms: float = 1.0) -> dict[str, Claim]:
     return {verdict.name: verdict for verdict in judge(gate, "late", frame, latency_ms)}
 
 
