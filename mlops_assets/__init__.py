@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlops_assets.declarations import (
+        Constant as Constant,
+    )
+    from mlops_assets.declarations import (
         DeclarationError as DeclarationError,
     )
     from mlops_assets.declarations import (
@@ -35,10 +38,22 @@ if TYPE_CHECKING:
         Labels as Labels,
     )
     from mlops_assets.declarations import (
+        MeanOverEntities as MeanOverEntities,
+    )
+    from mlops_assets.declarations import (
         ModelPipeline as ModelPipeline,
     )
     from mlops_assets.declarations import (
         Monitor as Monitor,
+    )
+    from mlops_assets.declarations import (
+        OnDemandView as OnDemandView,
+    )
+    from mlops_assets.declarations import (
+        Parity as Parity,
+    )
+    from mlops_assets.declarations import (
+        Popularity as Popularity,
     )
     from mlops_assets.declarations import (
         Search as Search,
@@ -59,6 +74,9 @@ if TYPE_CHECKING:
         labels as labels,
     )
     from mlops_assets.declarations import (
+        on_demand as on_demand,
+    )
+    from mlops_assets.declarations import (
         source as source,
     )
     from mlops_assets.fields import (
@@ -69,6 +87,9 @@ if TYPE_CHECKING:
     )
     from mlops_assets.fields import (
         Float64 as Float64,
+    )
+    from mlops_assets.fields import (
+        Float64Array as Float64Array,
     )
     from mlops_assets.fields import (
         Int64 as Int64,
@@ -82,19 +103,25 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Bool",
+    "Constant",
     "DeclarationError",
     "Entity",
     "FeatureSelection",
     "FeatureView",
     "Field",
     "Float64",
+    "Float64Array",
     "FloatRange",
     "Gate",
     "Int64",
     "IntRange",
     "Labels",
+    "MeanOverEntities",
     "ModelPipeline",
     "Monitor",
+    "OnDemandView",
+    "Parity",
+    "Popularity",
     "Search",
     "Serve",
     "Source",
@@ -103,9 +130,10 @@ __all__ = [
     "UnixTimestamp",
     "feature_view",
     "labels",
+    "on_demand",
     "source",
 ]
-_FIELDS = {"Bool", "Field", "Float64", "Int64", "String", "UnixTimestamp"}
+_FIELDS = {"Bool", "Field", "Float64", "Float64Array", "Int64", "String", "UnixTimestamp"}
 
 
 def __getattr__(name: str) -> Any:

@@ -25,10 +25,12 @@ from mlops_assets.declarations import (
     FeatureView,
     Labels,
     ModelPipeline,
+    OnDemandView,
     Source,
 )
 
 Table = Source | FeatureView | Labels
+Declaration = Table | OnDemandView | ModelPipeline
 PACKAGES = ("feature_assets", "model_assets")
 
 
@@ -58,22 +60,31 @@ class Catalog:
 
     tables: dict[str, Table] = field(default_factory=dict)
     models: dict[str, ModelPipeline] = field(default_factory=dict)
+    on_demand: dict[str, OnDemandView] = field(default_factory=dict)
     components: tuple[dg.Definitions, ...] = ()
 
     @classmethod
-    def of(cls, declarations: Iterable[Table | ModelPipeline], components: Iterable[dg.Definitions] = ()) -> Self:
+    def of(cls, declarations: Iterable[Declaration], components: Iterable[dg.Definitions] = ()) -> Self:
         catalog = cls(components=tuple(components))
         for declaration in declarations:
             catalog._add(declaration)
+        for view in catalog.views:
+            if view.stand_in:
+                catalog._add(view.stand_in)
         for table in catalog.tables.values():
             list(catalog.inputs(table))
+        for computed in catalog.on_demand.values():
+            read = [item.view if isinstance(item, FeatureSelection) else item for item in computed.reads]
+            catalog._check_tables_of(computed, read)
         for model in catalog.models.values():
-            catalog._check_tables_of(model)
+            catalog._check_tables_of(model, [model.labels, *(selection.view for selection in model.chosen)])
         return catalog
 
-    def _add(self, declaration: Table | ModelPipeline) -> None:
-        shelf: dict[str, Any] = self.models if isinstance(declaration, ModelPipeline) else self.tables
-        taken = self.models.get(declaration.id) or self.tables.get(declaration.id)
+    def _add(self, declaration: Declaration) -> None:
+        shelf: dict[str, Any] = self.tables
+        if isinstance(declaration, ModelPipeline | OnDemandView):
+            shelf = self.models if isinstance(declaration, ModelPipeline) else self.on_demand
+        taken = self._declared(declaration.id)
         if taken is declaration:
             return
         if taken is not None:
@@ -86,14 +97,17 @@ class Catalog:
             )
         shelf[declaration.id] = declaration
 
-    def _check_tables_of(self, model: ModelPipeline) -> None:
-        for table in (model.labels, *(selection.view for selection in model.selections)):
-            if self.tables.get(table.id) is not table:
+    def _declared(self, name: str) -> Declaration | None:
+        return self.models.get(name) or self.tables.get(name) or self.on_demand.get(name)
+
+    def _check_tables_of(self, reader: ModelPipeline | OnDemandView, read: Iterable[Table | OnDemandView]) -> None:
+        for table in read:
+            if self._declared(table.id) is not table:
                 raise DeclarationError.of(
-                    model.title,
+                    reader.title,
                     "labels" if isinstance(table, Labels) else "features",
                     table.id,
-                    ", ".join(sorted(self.tables)),
+                    ", ".join(sorted([*self.tables, *self.on_demand])),
                     "Declare it at the top level of a file below feature_assets/ or model_assets/.",
                 )
 
@@ -137,7 +151,7 @@ class Catalog:
     def features(self, reference: str) -> FeatureSelection:
         """`team/view` for all features, `team/view:a,b` for some, as Feast writes them."""
         name, _, names = reference.partition(":")
-        view = self.view(name)
+        view = self.on_demand.get(name) or self.view(name)
         return view[[item.strip() for item in names.split(",")]] if names else view.selection
 
 
@@ -153,8 +167,8 @@ def team_modules(package: ModuleType) -> Iterator[ModuleType]:
                 yield import_module(f"{folder.__name__}.{file.name}")
 
 
-def _declared_in(module: ModuleType) -> Iterator[Table | ModelPipeline]:
-    kinds = (Source, FeatureView, Labels, ModelPipeline)
+def _declared_in(module: ModuleType) -> Iterator[Declaration]:
+    kinds = (Source, FeatureView, Labels, OnDemandView, ModelPipeline)
     return (value for value in vars(module).values() if isinstance(value, kinds))
 
 
@@ -179,4 +193,5 @@ def gather(packages: tuple[str, ...] = PACKAGES) -> Catalog:
     from mlops_assets.component import load_components
 
     models, others = load_components(files, python)
-    return Catalog.of([*python.tables.values(), *python.models.values(), *models], others)
+    declared = [*python.tables.values(), *python.on_demand.values(), *python.models.values()]
+    return Catalog.of([*declared, *models], others)

@@ -89,7 +89,8 @@ def _refuse_unreadable(title: str, name: str, declared: Field, given: pl.DataTyp
         )
     wanted = declared.polars
     numeric = (given.is_numeric() or given == pl.Boolean()) and wanted.is_numeric()
-    if not (given == wanted or numeric or given == pl.Null() or type(given) is type(wanted)):
+    listed = isinstance(given, pl.Array) and isinstance(wanted, pl.List)
+    if not (given == wanted or listed or numeric or given == pl.Null() or type(given) is type(wanted)):
         raise SchemaError.of(
             title, f"column {name!r} is {given}, declared as {declared.dtype}", "Cast it or declare its type."
         )
@@ -131,19 +132,29 @@ def in_bounds(rows: pl.DataFrame, columns: Mapping[str, Field]) -> Claim:
 
     outside = {}
     for name, declared in columns.items():
-        if declared.dtype not in ("Float64", "Int64"):
-            continue
-        value = pl.col(name)
         low, high = declared.minimum, declared.maximum
-        bad = ~value.is_finite() if declared.dtype == "Float64" else pl.lit(False)
-        bad = bad if low is None else bad | (value < low)
-        bad = bad if high is None else bad | (value > high)
-        found = rows.filter(bad)[name]
+        if declared.dtype in ("Float64", "Int64"):
+            found = rows.filter(_outside(pl.col(name), declared))[name]
+        elif declared.dtype == "Float64Array":
+            element = _outside(pl.element(), declared) | pl.element().is_null()
+            sized = pl.col(name).list.len() == declared.size
+            found = rows.filter(~sized | pl.col(name).list.eval(element).list.any())[name]
+        else:
+            continue
         if len(found):
             outside[name] = f"{len(found)} values outside [{low}, {high}], e.g. {found.head(EXAMPLES).to_list()}"
     return Claim(
         "in_bounds", not outside, "; ".join(f"{name}: {why}" for name, why in outside.items()) or "all within bounds"
     )
+
+
+def _outside(value: pl.Expr, declared: Field) -> pl.Expr:
+    """Is a number infinite, NaN, or beyond its bounds?"""
+    import polars as pl
+
+    bad = pl.lit(False) if declared.dtype == "Int64" else ~value.is_finite()
+    bad = bad if declared.minimum is None else bad | (value < declared.minimum)
+    return bad if declared.maximum is None else bad | (value > declared.maximum)
 
 
 def null_share(rows: pl.DataFrame, columns: Mapping[str, Field]) -> Claim:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mlops_assets.fields import Field, String, UnixTimestamp
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 EVENT_TIMESTAMP = "event_timestamp"
 KNOWN_AT = "label_known_at"
+NUMBERS = ("Float64", "Int64")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Task = Literal["classification", "regression"]
 
@@ -41,6 +43,15 @@ def _named(kind: str, name: str) -> None:
         raise DeclarationError.of(
             f"{kind} {name!r}", "name", name, "lower case letters, digits and _, a letter first", "Rename it."
         )
+
+
+def _sized(title: str, schema: Mapping[str, Field]) -> None:
+    """An array says how long it is, and nothing else does."""
+    for name, column in schema.items():
+        if (column.dtype == "Float64Array") != (column.size is not None and column.size >= 1):
+            raise DeclarationError.of(
+                title, f"schema of {name!r}, size", column.size, "1 or more for an array, none else", "State it."
+            )
 
 
 def _freeze(declaration: object, *names: str) -> None:
@@ -93,6 +104,7 @@ class _Table:
         _named(self.kind, self.name)
         if not self.schema:
             raise DeclarationError.of(self.title, "schema", {}, "at least one column", "Name its columns and types.")
+        _sized(self.title, self.schema)
         if self.lookback < timedelta(0):
             raise DeclarationError.of(
                 self.title, "lookback", self.lookback, "zero or more", "Give a positive duration."
@@ -123,12 +135,53 @@ class Source(_Table):
 
     Its function takes no tables; one with a parameter `window` (a pair of UTC datetimes, start
     inclusive, end exclusive; None when unpartitioned) is given the time range that is asked for.
+    `stream` names the topic whose events are rows of this table too, as they happen (`mlops ingest`).
     """
 
     kind: ClassVar[str] = "source"
 
     key: tuple[str, ...] = ()
     event_timestamp: str | None = None
+    stream: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stream is not None and (self.event_timestamp is None or self.partitions is None):
+            raise DeclarationError.of(
+                self.title,
+                "stream",
+                self.stream,
+                "a topic, for a source with event_timestamp and partitions",
+                "An event is placed by its time: declare both, or leave the stream out.",
+            )
+
+
+@dataclass(frozen=True)
+class MeanOverEntities:
+    """What an entity without history is taken for: the average of all rows of the last `window`.
+
+    Numbers and the elements of arrays by their mean, everything else by its most frequent value.
+    """
+
+    window: timedelta = timedelta(days=90)
+
+
+@dataclass(frozen=True)
+class Popularity:
+    """The average, weighted by `by`, a feature that says how much an entity is used: what a random use would meet."""
+
+    by: str
+    window: timedelta = timedelta(days=90)
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same values always; a feature that is not named is null."""
+
+    values: Mapping[str, Any]
+
+
+ColdStart = MeanOverEntities | Popularity | Constant
 
 
 @dataclass(frozen=True)
@@ -138,6 +191,8 @@ class FeatureView(_Table):
     A row may use only what was known at its `event_timestamp`. A reader at time t sees the newest row
     with `t - ttl <= event_timestamp <= t`; without a ttl a row holds until a newer one comes.
     `lookback` is how far before a partition its function needs its inputs (trailing windows).
+    `cold_start` says what a reader gets for keys that have no such row; without it, nulls. Leave it out where
+    a missing row means something (a time series that stopped).
     """
 
     kind: ClassVar[str] = "feature view"
@@ -145,9 +200,11 @@ class FeatureView(_Table):
     entities: tuple[Entity, ...] = ()
     ttl: timedelta | None = None
     online: bool = True
+    cold_start: ColdStart | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._validate_cold_start()
         if self.ttl is not None and self.ttl <= timedelta(0):
             raise DeclarationError.of(
                 self.title, "ttl", self.ttl, "a positive duration or None", "Leave it out for no limit."
@@ -160,6 +217,28 @@ class FeatureView(_Table):
                 "features only",
                 "Keys come from entities=, the time column is added by itself.",
             )
+
+    def _validate_cold_start(self) -> None:
+        named: Sequence[str] = ()
+        if isinstance(self.cold_start, Popularity):
+            named = [self.cold_start.by]
+        elif isinstance(self.cold_start, Constant):
+            named = list(self.cold_start.values)
+        if unknown := [name for name in named if name not in self.schema]:
+            raise DeclarationError.of(
+                self.title, "cold_start", unknown, ", ".join(self.schema), "Name features of the view."
+            )
+        if isinstance(self.cold_start, Popularity) and self.schema[self.cold_start.by].dtype not in NUMBERS:
+            raise DeclarationError.of(
+                self.title, "cold_start.by", self.cold_start.by, "a number", "Weigh by a count or an amount."
+            )
+
+    @cached_property
+    def stand_in(self) -> FeatureView | None:
+        """The view of what stands in for missing rows; None where nothing does, or a constant."""
+        from mlops_assets.cold_start import cold_start_view
+
+        return cold_start_view(self)
 
     @property
     def join_keys(self) -> tuple[str, ...]:
@@ -183,7 +262,7 @@ class FeatureView(_Table):
 class FeatureSelection:
     """Some features of one view, in the order a model reads them."""
 
-    view: FeatureView
+    view: FeatureView | OnDemandView
     features: tuple[str, ...]
 
     def __post_init__(self) -> None:
@@ -199,6 +278,132 @@ class FeatureSelection:
     @property
     def selection(self) -> FeatureSelection:
         return self
+
+
+@dataclass(frozen=True)
+class StoredSelection(FeatureSelection):
+    """A selection of a view that is kept in the stores."""
+
+    view: FeatureView
+
+
+@dataclass(frozen=True)
+class ComputedSelection(FeatureSelection):
+    """A selection of a view that is computed when asked for."""
+
+    view: OnDemandView
+
+
+@dataclass(frozen=True)
+class OnDemandView:
+    """Features computed when they are asked for, from stored features and from what only the caller knows.
+
+    The function's parameters name its inputs: features of the views in `reads`, request features of the label
+    tables in `reads`, or `event_timestamp`, the moment that is asked about. It is given Polars expressions and
+    returns one (or a mapping, one for each column of `schema`): the same function for a million rows offline and
+    for one online. So it must make each row by itself, and call no Python.
+    """
+
+    name: str
+    team: str
+    schema: Mapping[str, Field]
+    compute: Callable[..., pl.Expr | Mapping[str, pl.Expr]]
+    reads: tuple[FeatureSelection | Labels, ...]
+    description: str = ""
+    owners: tuple[str, ...] = ()
+    code_version: str = "1"
+
+    kind: ClassVar[str] = "on-demand view"
+
+    def __post_init__(self) -> None:
+        _named(self.kind, self.name)
+        _sized(self.title, self.schema)
+        if not self.schema or "Float64Array" in {column.dtype for column in self.schema.values()}:
+            raise DeclarationError.of(
+                self.title, "schema", dict(self.schema), "at least one column, no arrays", "Name its columns and types."
+            )
+        known = self._known
+        if unknown := [name for name in self.inputs if name not in known]:
+            raise DeclarationError.of(
+                self.title, "parameter", unknown, ", ".join(known), "Name inputs that `reads` has, or read more."
+            )
+        # Where a column of the result has the name of an input, readers disagree about which one it is.
+        if shadowed := sorted(set(self.schema) & set(known)):
+            raise DeclarationError.of(self.title, "schema", shadowed, "names that no input has", "Rename the feature.")
+        self._validate_expressions()
+
+    def _validate_expressions(self) -> None:
+        from mlops_assets.serving.transform import NotRowByRowError, refuse_unless_row_by_row
+
+        try:
+            for name, expression in self.expressions().items():
+                refuse_unless_row_by_row(name, expression)
+        except NotRowByRowError as error:
+            raise DeclarationError.of(
+                self.title, "function", str(error), "expressions on each row", error.fix
+            ) from error
+
+    @property
+    def id(self) -> str:
+        return f"{self.team}/{self.name}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind} '{self.id}'"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        return tuple(inspect.signature(self.compute).parameters)
+
+    @property
+    def _known(self) -> dict[str, Field]:
+        """Every input that `reads` offers, by name; its declarations share no names."""
+        found: dict[str, Field] = {EVENT_TIMESTAMP: UnixTimestamp("The moment that is asked about")}
+        for read in self.reads:
+            offered = read.request if isinstance(read, Labels) else {n: read.view.schema[n] for n in read.features}
+            if twice := sorted(set(offered) & set(found)):
+                raise DeclarationError.of(self.title, "reads", twice, "distinct names", "Select with view[[...]].")
+            found.update(offered)
+        return found
+
+    @property
+    def input_fields(self) -> dict[str, Field]:
+        return {name: self._known[name] for name in self.inputs}
+
+    @property
+    def needs(self) -> tuple[FeatureSelection, ...]:
+        """The stored features among the inputs, by view."""
+        named = [
+            FeatureSelection(read.view, tuple(name for name in read.features if name in self.inputs))
+            for read in self.reads
+            if isinstance(read, FeatureSelection)
+        ]
+        return tuple(item for item in named if item.features)
+
+    @property
+    def asks(self) -> tuple[str, ...]:
+        """The request features among the inputs."""
+        offered = {name for read in self.reads if isinstance(read, Labels) for name in read.request}
+        return tuple(name for name in self.inputs if name in offered)
+
+    def expressions(self) -> dict[str, pl.Expr]:
+        """One expression per column of the schema, over columns named as the inputs; cast to its declared type."""
+        import polars as pl
+
+        computed = self.compute(**{name: pl.col(name) for name in self.inputs})
+        made = computed if isinstance(computed, Mapping) else dict.fromkeys([*self.schema][:1], computed)
+        if set(made) != set(self.schema):
+            raise DeclarationError.of(
+                self.title, "function", sorted(made), ", ".join(self.schema), "Return one expression for each column."
+            )
+        return {name: made[name].cast(field.polars).alias(name) for name, field in self.schema.items()}
+
+    def __getitem__(self, features: Sequence[str]) -> FeatureSelection:
+        return FeatureSelection(self, (features,) if isinstance(features, str) else tuple(features))
+
+    @property
+    def selection(self) -> FeatureSelection:
+        return self[tuple(self.schema)]
 
 
 @dataclass(frozen=True)
@@ -232,8 +437,8 @@ class Labels(_Table):
         }
 
 
-def _table(kind: type[Any], options: dict[str, Any]) -> Callable[[Callable[..., pl.LazyFrame]], Any]:
-    def declare(function: Callable[..., pl.LazyFrame]) -> Any:
+def _table(kind: type[Any], options: dict[str, Any]) -> Callable[[Callable[..., Any]], Any]:
+    def declare(function: Callable[..., Any]) -> Any:
         options["team"] = options["team"] or _team_of(function)
         return kind(
             name=options.pop("name", function.__name__),
@@ -252,6 +457,7 @@ def source(
     key: Sequence[str],
     event_timestamp: str | None = None,
     partitions: dg.PartitionsDefinition[Any] | None = None,
+    stream: str | None = None,
     owners: Sequence[str] = (),
     code_version: str = "1",
 ) -> Callable[[Callable[..., pl.LazyFrame]], Source]:
@@ -268,11 +474,26 @@ def feature_view(
     partitions: dg.PartitionsDefinition[Any] | None = None,
     lookback: timedelta = timedelta(0),
     online: bool = True,
+    cold_start: ColdStart | None = None,
     owners: Sequence[str] = (),
     code_version: str = "1",
 ) -> Callable[[Callable[..., pl.LazyFrame]], FeatureView]:
     """Declare the decorated function as a feature view; its parameters name the tables it reads."""
     return _table(FeatureView, {**locals(), "entities": tuple(entities), "owners": tuple(owners)})
+
+
+def on_demand(
+    *,
+    team: str | None = None,
+    reads: Sequence[FeatureView | FeatureSelection | Labels],
+    schema: Mapping[str, Field],
+    owners: Sequence[str] = (),
+    code_version: str = "1",
+) -> Callable[[Callable[..., Any]], OnDemandView]:
+    """Declare the decorated function as features computed on demand; its parameters name the inputs it reads."""
+    options = {**locals(), "owners": tuple(owners)}
+    read = tuple(item if isinstance(item, Labels) else item.selection for item in reads)
+    return _table(OnDemandView, {**options, "reads": read})
 
 
 def labels(
@@ -376,6 +597,25 @@ class Gate:
 
 
 @dataclass(frozen=True)
+class Parity:
+    """How alike the features online and offline must be before a Bento may be released.
+
+    `rows` requests, logged or sampled, are replayed offline; numbers may differ by `tolerance` (relative, absolute
+    below 1); `at_most` is the largest share (0 to 1) of compared values that may differ.
+    """
+
+    rows: int = 200
+    tolerance: float = 1e-6
+    at_most: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.tolerance < 0 or not 0 <= self.at_most < 1:
+            raise DeclarationError.of(
+                "Parity", "rows, tolerance, at_most", self, "1 or more; 0 or more; [0, 1)", "Mend."
+            )
+
+
+@dataclass(frozen=True)
 class Serve:
     """How a new champion takes over: percent of traffic at each canary step, ascending to 100."""
 
@@ -420,7 +660,7 @@ class ModelPipeline:
     team: str
     labels: Labels
     label: str
-    features: Sequence[FeatureView | FeatureSelection]
+    features: Sequence[FeatureView | OnDemandView | FeatureSelection]
     trainer: Trainer
     cutoffs: dg.TimeWindowPartitionsDefinition
     gate: Gate
@@ -428,6 +668,7 @@ class ModelPipeline:
     search: Search = Search(trials=1)
     serve: Serve = Serve()
     monitor: Monitor = Monitor()
+    parity: Parity = Parity()
     description: str = ""
     owners: tuple[str, ...] = ()
 
@@ -465,8 +706,10 @@ class ModelPipeline:
     def _validate_columns(self) -> None:
         from collections import Counter
 
-        twice = [name for name, times in Counter(self.inputs).items() if times > 1]
-        if twice:
+        stored = [name for item in self.selections for name in item.features]
+        computed = [name for item in self.on_demand for name in item.features]
+        counts = Counter(self.inputs) | Counter([*self.labels.request, *stored, *computed])
+        if twice := [name for name, times in counts.items() if times > 1]:
             raise DeclarationError.of(
                 self.title,
                 "features",
@@ -482,6 +725,15 @@ class ModelPipeline:
                     selection.view.name,
                     f"views keyed by {', '.join(self.labels.join_keys)}",
                     f"{self.labels.title} has no join key {', '.join(sorted(missing))}; add the entity to it.",
+                )
+        for view in (item.view for item in self.on_demand):
+            if missing := set(view.asks) - set(self.labels.request):
+                raise DeclarationError.of(
+                    self.title,
+                    "features",
+                    view.name,
+                    f"on-demand views that ask for {', '.join(self.labels.request) or 'nothing'}",
+                    f"{self.labels.title} has no request feature {', '.join(sorted(missing))}; add it there.",
                 )
         sliceable = {*self.inputs, *self.labels.join_keys}
         if unknown := [name for name in self.gate.slices if name not in sliceable]:
@@ -508,18 +760,37 @@ class ModelPipeline:
         return f"{self.team}.{self.name}"
 
     @property
-    def selections(self) -> tuple[FeatureSelection, ...]:
+    def chosen(self) -> tuple[FeatureSelection, ...]:
+        """What was declared as features, in order: selections of stored and of on-demand views."""
         return tuple(item.selection for item in self.features)
+
+    @property
+    def selections(self) -> tuple[StoredSelection, ...]:
+        """The stored features to look up, by view: those that are inputs, and those that on-demand views need."""
+        wanted: dict[str, StoredSelection] = {}
+        needs = [need for computed in self.on_demand for need in computed.view.needs]
+        for item in (*self.chosen, *needs):
+            if isinstance(item.view, FeatureView):
+                before = wanted[item.view.id].features if item.view.id in wanted else ()
+                both = tuple(dict.fromkeys((*before, *item.features)))
+                wanted[item.view.id] = StoredSelection(item.view, both)
+        return tuple(wanted.values())
+
+    @property
+    def on_demand(self) -> tuple[ComputedSelection, ...]:
+        """The computed features among the inputs, by view."""
+        views = ((item.view, item.features) for item in self.chosen)
+        return tuple(ComputedSelection(view, names) for view, names in views if isinstance(view, OnDemandView))
 
     @property
     def inputs(self) -> tuple[str, ...]:
         """The model's input columns in order: request features, then each view's features."""
-        return (*self.labels.request, *(name for item in self.selections for name in item.features))
+        return (*self.labels.request, *(name for item in self.chosen for name in item.features))
 
     @property
     def input_fields(self) -> dict[str, Field]:
         fields = dict(self.labels.request)
-        for item in self.selections:
+        for item in self.chosen:
             fields.update({name: item.view.schema[name] for name in item.features})
         return fields
 

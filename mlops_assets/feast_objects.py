@@ -92,10 +92,15 @@ def _view(view: FeatureView, entities: Mapping[str, feast.Entity], lake: Lake) -
 
 def _field(name: str, field: Field) -> feast.Field:
     import feast
-    from feast import types
 
     tags = _tags(unit=field.unit, minimum=field.minimum, maximum=field.maximum)
-    return feast.Field(name=name, dtype=getattr(types, field.dtype), description=field.description, tags=tags)
+    return feast.Field(name=name, dtype=_feast_type(field), description=field.description, tags=tags)
+
+
+def _feast_type(field: Field) -> Any:
+    from feast import types
+
+    return types.Array(types.Float64) if field.dtype == "Float64Array" else getattr(types, field.dtype)
 
 
 def _service(model: ModelPipeline, tables: Mapping[str, feast.FeatureView]) -> feast.FeatureService:

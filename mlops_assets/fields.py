@@ -1,7 +1,8 @@
 """The words a schema is written in: Feast's own type names, each with a meaning, a unit and bounds.
 
 `Float64` stands alone in a schema, or is called to say more:
-`"temp": Float64("Air temperature", unit="degF", minimum=-60, maximum=140)`.
+`"temp": Float64("Air temperature", unit="degF", minimum=-60, maximum=140)`. An array says its length:
+`"embedding": Float64Array("Where it flies", size=8)`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Self
 if TYPE_CHECKING:
     import polars as pl
 
-TypeName = Literal["Bool", "Int64", "Float64", "String", "UnixTimestamp"]
+TypeName = Literal["Bool", "Int64", "Float64", "String", "UnixTimestamp", "Float64Array"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Field:
 
     `minimum` and `maximum` are inclusive bounds of a sane value; `max_null_share` is the largest
     share (0 to 1) of nulls a partition may hold. All three are checked when the column is published.
+    `size` is the length of every array of the column; its bounds hold for each element.
     """
 
     dtype: TypeName
@@ -29,6 +31,7 @@ class Field:
     minimum: float | None = None
     maximum: float | None = None
     max_null_share: float = 1.0
+    size: int | None = None
 
     def __call__(
         self,
@@ -37,6 +40,7 @@ class Field:
         minimum: float | None = None,
         maximum: float | None = None,
         max_null_share: float = 1.0,
+        size: int | None = None,
     ) -> Self:
         return replace(
             self,
@@ -45,6 +49,7 @@ class Field:
             minimum=minimum,
             maximum=maximum,
             max_null_share=max_null_share,
+            size=size,
         )
 
     @property
@@ -58,6 +63,7 @@ class Field:
             "Float64": pl.Float64(),
             "String": pl.String(),
             "UnixTimestamp": pl.Datetime("us", "UTC"),
+            "Float64Array": pl.List(pl.Float64()),
         }[self.dtype]
 
     @property
@@ -71,3 +77,4 @@ Int64 = Field("Int64")
 Float64 = Field("Float64")
 String = Field("String")
 UnixTimestamp = Field("UnixTimestamp")
+Float64Array = Field("Float64Array")

@@ -3,7 +3,8 @@
 Training encodes whole frames, serving encodes a few lists of Python values; both must give the very
 same numbers, or the endpoint would answer with another model than the one that was judged. Nulls and
 NaN become NaN; a string becomes its index in the vocabulary seen in training, an unseen one NaN; a
-Boolean becomes 0 or 1. An infinite value (or one beyond float32) is refused by both.
+Boolean becomes 0 or 1; an array becomes as many numbers as it is long. An infinite value (or one beyond
+float32) is refused by both.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     from mlops_assets.fields import Field
 
-Dtype = Literal["Bool", "Int64", "Float64", "String"]
+Dtype = Literal["Bool", "Int64", "Float64", "String", "Float64Array"]
 NAN = float("nan")
 
 
@@ -33,7 +34,7 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class Column:
-    """One input of a model. `categories` is the sorted vocabulary seen in training, for String only."""
+    """One input of a model: `categories` is the vocabulary seen in training (String), `size` an array's length."""
 
     name: str
     dtype: Dtype
@@ -42,14 +43,32 @@ class Column:
     unit: str | None = None
     minimum: float | None = None
     maximum: float | None = None
+    size: int | None = None
 
     @cached_property
     def index(self) -> dict[Any, float]:
         """The number each category is encoded as."""
         return {category: float(at) for at, category in enumerate(self.categories)}
 
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """The names of the numbers it becomes: its own, or one for each place of an array."""
+        return (self.name,) if self.size is None else tuple(f"{self.name}[{place}]" for place in range(self.size))
+
+    def expressions(self, frame: pl.DataFrame) -> list[pl.Expr]:
+        """`numbers` as Float64 columns; InputError when the frame lacks the column or holds another type."""
+        import polars as pl
+
+        if self.size is None:
+            return [self.expression(frame).alias(self.name)]
+        column = self.expression(frame)
+        return [
+            column.list.get(place, null_on_oob=True).cast(pl.Float64).fill_null(NAN).alias(name)
+            for place, name in enumerate(self.numbers)
+        ]
+
     def expression(self, frame: pl.DataFrame) -> pl.Expr:
-        """The column as Float64; InputError when the frame lacks it or holds another type."""
+        """The column as Float64, an array as it is; InputError when the frame lacks it or holds another type."""
         import polars as pl
 
         if self.name not in frame.columns:
@@ -60,6 +79,8 @@ class Column:
         if self.dtype == "String" and given != pl.Null:
             codes = list(self.index.values())
             column = column.replace_strict(list(self.index), codes, default=None, return_dtype=pl.Float64)
+        if self.size is not None:
+            return column.cast(pl.List(pl.Float64))
         return column.cast(pl.Float64).fill_null(NAN)
 
 
@@ -79,15 +100,26 @@ class InputSchema:
         return tuple(column.name for column in self.columns)
 
     @cached_property
+    def numbers(self) -> tuple[str, ...]:
+        """The columns of the matrix, in order."""
+        return tuple(name for column in self.columns for name in column.numbers)
+
+    @cached_property
+    def _arrays(self) -> list[tuple[int, int]]:
+        """Where the arrays stand, the last first, and how long they are."""
+        sized = [(at, column.size) for at, column in enumerate(self.columns) if column.size is not None]
+        return sized[::-1]
+
+    @cached_property
     def _codes(self) -> list[tuple[int, Callable[[Any, float], float]]]:
         """Where the strings stand, and what turns each into a number; numpy converts the rest by itself."""
         return [(at, column.index.get) for at, column in enumerate(self.columns) if column.dtype == "String"]
 
     def encode(self, rows: Sequence[Sequence[Any]]) -> np.ndarray:
-        """Rows of Python values in column order, as float32 of shape (rows, columns). Made for a few rows.
+        """Rows of Python values in column order, as float32 of shape (rows, numbers). Made for a few rows.
 
-        Raises InputError for a row of another length, a value that is no number where one is wanted,
-        an infinite value.
+        Raises InputError for a row or an array of another length, a value that is no number where one is
+        wanted, an infinite value.
         """
         import numpy as np
 
@@ -96,13 +128,13 @@ class InputSchema:
                 matrix = np.array([self._numbers(row) for row in rows], dtype=np.float32)
         except (TypeError, ValueError, IndexError, OverflowError) as problem:
             raise self._misfit(rows) from problem
-        return self._finite(matrix.reshape(len(rows), len(self.columns)))
+        return self._finite(matrix.reshape(len(rows), len(self.numbers)))
 
     def encode_frame(self, frame: pl.DataFrame) -> np.ndarray:
         """The same as `encode` for a whole frame that holds the columns by name, in any order."""
         import numpy as np
 
-        encoded = frame.select(column.expression(frame).alias(column.name) for column in self.columns)
+        encoded = frame.select(number for column in self.columns for number in column.expressions(frame))
         with np.errstate(over="ignore"):
             return self._finite(np.ascontiguousarray(encoded.to_numpy(), dtype=np.float32))
 
@@ -117,8 +149,11 @@ class InputSchema:
         numbers = list(row)
         for at, code in self._codes:
             numbers[at] = code(numbers[at], NAN)
+        for at, size in self._arrays:
+            given = numbers[at]
+            numbers[at : at + 1] = [NAN] * size if given is None else list(given)
         # numpy would read the string "2" as the number 2
-        if len(numbers) != len(self.columns) or str in map(type, numbers):
+        if len(row) != len(self.columns) or len(numbers) != len(self.numbers) or str in map(type, numbers):
             raise TypeError(row)
         return numbers
 
@@ -126,7 +161,7 @@ class InputSchema:
         import numpy as np
 
         if np.isinf(matrix).any():
-            name = self.names[int(np.isinf(matrix).any(axis=0).argmax())]
+            name = self.numbers[int(np.isinf(matrix).any(axis=0).argmax())]
             raise InputError.of(
                 name, "holds an infinite value or one beyond float32", "finite numbers, null, NaN", "Make it null."
             )
@@ -140,10 +175,17 @@ class InputSchema:
                     "*", f"a row has {len(row)} values", f"{len(self.columns)}: {self.names}", "Give all."
                 )
             for column, value in zip(self.columns, row, strict=True):
-                kinds = str if column.dtype == "String" else float | int
-                if value is not None and not isinstance(value, kinds):
+                if value is not None and not _takes(column, value):
                     return InputError.of(column.name, f"is {value!r}", f"{column.dtype} or null", "Mend the value.")
         return InputError.of("*", "an integer is too large", "numbers within float32", "Make it null.")
+
+
+def _takes(column: Column, value: Any) -> bool:
+    """Is it a Python value of the column's type?"""
+    if column.size is not None:
+        numbers = value if isinstance(value, list | tuple) else []
+        return len(numbers) == column.size and all(isinstance(one, float | int | None) for one in numbers)
+    return isinstance(value, str if column.dtype == "String" else float | int)
 
 
 def _fits(given: pl.DataType, dtype: Dtype) -> bool:
@@ -151,6 +193,8 @@ def _fits(given: pl.DataType, dtype: Dtype) -> bool:
 
     if dtype == "Bool":
         return given == pl.Boolean
+    if dtype == "Float64Array":
+        return isinstance(given, pl.List | pl.Array)
     return given == pl.String if dtype == "String" else given.is_numeric()
 
 
@@ -159,7 +203,7 @@ def _column(frame: pl.DataFrame, name: str, field: Field) -> Column:
         raise InputError.of(
             name, "is a UnixTimestamp", "Bool, Int64, Float64, String", "Derive a number, e.g. hours since."
         )
-    column = Column(name, field.dtype, (), field.description, field.unit, field.minimum, field.maximum)
+    column = Column(name, field.dtype, (), field.description, field.unit, field.minimum, field.maximum, field.size)
     column.expression(frame)
     return Column(**{**asdict(column), "categories": _vocabulary(frame, name)}) if field.dtype == "String" else column
 

@@ -159,7 +159,7 @@ def train(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "metrics": metrics,
         "rows": rows,
         "seconds": {"search": searched - started, "fit": fitted - searched, "total": time.monotonic() - started},
-        "importance": dict(zip(task.schema.names, task.trainer.importance(model), strict=False)),
+        "importance": dict(zip(task.schema.numbers, task.trainer.importance(model), strict=False)),
         "bundle": str(out / "bundle"),
         "holdout": str(out / "holdout.parquet"),
         "trials": str(out / "trials.jsonl"),

@@ -77,12 +77,26 @@ def _measured(
     baseline = pl.read_parquet(bentos.path(release) / "baseline.parquet")
     # A feature declared since the release was trained has nothing to be compared with yet.
     reference = baseline.select(name for name in (*model.inputs, "prediction") if name in baseline.columns)
+    reference, rows = numbered(model, reference), numbered(model, rows)
     limits: dict[str, Any] = {"limit": model.monitor.psi, "share_limit": model.monitor.drifted_share}
     result = drift(reference, rows, **limits, min_rows=model.monitor.min_rows)
     page = reports.report_path(model, context.partition_time_window.start, "drift")
     if result.verdict != "not enough rows":
         write_drift_report(page, reference, rows, **limits)
     return result, page
+
+
+def numbered(model: ModelPipeline, rows: "pl.DataFrame") -> "pl.DataFrame":
+    """The rows with a column for each place of an array, as the model reads it."""
+    import polars as pl
+
+    sizes = {name: field.size for name, field in model.input_fields.items() if field.size and name in rows.columns}
+    places = [
+        pl.col(name).list.get(place, null_on_oob=True).alias(f"{name}[{place}]")
+        for name, size in sizes.items()
+        for place in range(size)
+    ]
+    return rows.with_columns(places).drop(sizes)
 
 
 def no_drift(result: "DriftResult") -> Claim:

@@ -15,7 +15,7 @@ from mlops_assets.claims import Claim
 from mlops_assets.declarations import EVENT_TIMESTAMP, ModelPipeline
 from mlops_assets.fields import Float64, String
 from mlops_assets.links import spec
-from mlops_assets.links.training_set import point_in_time_rows
+from mlops_assets.links.training_set import point_in_time_rows, stored_views
 from resources.bentos import BentoStore
 from resources.releases import ReleaseStore
 
@@ -123,11 +123,10 @@ def _inputs(model: ModelPipeline) -> dict[str, dg.AssetIn]:
         days = ceil((ttl or timedelta(days=3650)) / timedelta(days=1))
         return dg.TimeWindowPartitionMapping(start_offset=-days, allow_nonexistent_upstream_partitions=True)
 
-    views = {item.view.name: item.view for item in model.selections}
     return {
         "spine": dg.AssetIn(asset_key(model.labels)),
         **{
-            f"view_{name}": dg.AssetIn(asset_key(view), partition_mapping=back(view.ttl))
-            for name, view in views.items()
+            name: dg.AssetIn(asset_key(view), partition_mapping=back(view.ttl))
+            for name, view in stored_views(model).items()
         },
     }

@@ -123,8 +123,12 @@ def link_key(model: "ModelPipeline", link: str) -> dg.AssetKey:
 
 def declared_version(model: "ModelPipeline", *parts: object) -> str:
     """The code version of a link: another one as soon as the model's inputs, or `parts` of its declaration, change."""
-    views = [(item.view.id, item.view.code_version, item.view.ttl, item.features) for item in model.selections]
-    told = repr((model.labels.id, model.labels.code_version, model.label, views, parts))
+    stored = [
+        (item.view.id, item.view.code_version, item.view.ttl, item.view.cold_start, item.features)
+        for item in model.selections
+    ]
+    computed = [(item.view.id, item.view.code_version, item.features) for item in model.on_demand]
+    told = repr((model.labels.id, model.labels.code_version, model.label, stored, computed, parts))
     return hashlib.sha256(told.encode()).hexdigest()[:8]
 
 

@@ -13,7 +13,9 @@ import dagster as dg
 
 from mlops_assets.catalog import asset_key
 from mlops_assets.claims import Claim
-from mlops_assets.declarations import EVENT_TIMESTAMP, KNOWN_AT, ModelPipeline
+from mlops_assets.cold_start import constant_values
+from mlops_assets.declarations import EVENT_TIMESTAMP, KNOWN_AT, FeatureView, ModelPipeline, StoredSelection
+from mlops_assets.fields import Bool, Field
 from mlops_assets.links import spec
 
 if TYPE_CHECKING:
@@ -47,7 +49,12 @@ def training_set_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         partitions_def=model.cutoffs,
         metadata={
             "dagster/column_schema": spec.column_schema(
-                {**model.labels.columns, **model.input_fields, model.label: model.labels.schema[model.label]}
+                {
+                    **model.labels.columns,
+                    **model.input_fields,
+                    **cold_start_columns(model),
+                    model.label: model.labels.schema[model.label],
+                }
             ),
             "dagster/column_lineage": column_lineage(model),
             "partition_column": None,  # a cutoff is a point of view on all earlier rows, not a slice of time
@@ -86,29 +93,104 @@ def known_by(spine: "pl.LazyFrame", cutoff: datetime, window: timedelta | None) 
     return known.filter(pl.col(EVENT_TIMESTAMP) >= cutoff - window) if window else known
 
 
+def stored_views(model: ModelPipeline) -> dict[str, FeatureView]:
+    """The views that the model's rows are joined from, stand-ins included, by the name of the asset's input."""
+    views = [item.view for item in model.selections]
+    stand_ins = [view.stand_in for view in views if view.stand_in]
+    return {f"view_{view.name}": view for view in (*views, *stand_ins)}
+
+
 def view_frames(model: ModelPipeline, frames: Mapping[str, "pl.LazyFrame"]) -> "list[ViewFrame]":
-    """The model's selections over the views' published rows."""
+    """The model's selections over the views' published rows; beside each view with a cold start, what stands in."""
     from resources.point_in_time import ViewFrame
 
-    return [
-        ViewFrame(
-            frame=frames[f"view_{item.view.name}"],
-            keys={name: name for name in item.view.join_keys},
-            features={name: name for name in item.features},
-            ttl=item.view.ttl,
+    found = []
+    for item in model.selections:
+        view, stand_in = item.view, item.view.stand_in
+        found.append(
+            ViewFrame(
+                frame=frames[f"view_{view.name}"],
+                keys={name: name for name in view.join_keys},
+                features={name: name for name in item.features},
+                ttl=view.ttl,
+                matched_at=_seen(view) if view.cold_start else None,
+            )
         )
-        for item in model.selections
-    ]
+        if stand_in:
+            features = {name: cold_start_name(name) for name in item.features}
+            found.append(ViewFrame(frames[f"view_{stand_in.name}"], keys={}, features=features))
+    return found
 
 
 def point_in_time_rows(
     model: ModelPipeline, spine: "pl.LazyFrame", frames: Mapping[str, "pl.LazyFrame"]
 ) -> "pl.DataFrame":
-    """The spine with every input of the model as of each event, ordered by time and key."""
+    """The spine with every input of the model as of each event, ordered by time and key.
+
+    Of a view with a cold start there is also, by feature, what stands in (`cold_start_name`), and whether it
+    was used (`cold_start_used`).
+    """
     from resources.point_in_time import point_in_time_join
 
     ordered = spine.map_batches(lambda rows: _ordered(rows, model.labels.key))
-    return point_in_time_join(ordered, view_frames(model, frames)).collect()
+    joined = point_in_time_join(ordered, view_frames(model, frames))
+    return completed(model, joined).select(*spine.collect_schema(), *added_columns(model)).collect()
+
+
+def completed(model: ModelPipeline, joined: "pl.LazyFrame") -> "pl.LazyFrame":
+    """The joined rows with cold starts filled in and on-demand features computed, by the endpoint's own rules."""
+    for item in model.selections:
+        if item.view.cold_start:
+            joined = _warmed(joined, item)
+    for selection in model.on_demand:
+        expressions = selection.view.expressions()
+        joined = joined.with_columns(expressions[name] for name in selection.features)
+    return joined
+
+
+def _warmed(joined: "pl.LazyFrame", item: StoredSelection) -> "pl.LazyFrame":
+    """Where the view showed no row, its stand-in's features; one that is null in a row that is there stays null."""
+    import polars as pl
+
+    constant = constant_values(item.view)
+    if constant is not None:
+        fields = item.view.schema
+        joined = joined.with_columns(
+            pl.lit(constant.get(name), fields[name].polars).alias(cold_start_name(name)) for name in item.features
+        )
+    cold = pl.col(_seen(item.view)).is_null()
+    return joined.with_columns(
+        cold.alias(cold_start_used(item.view)),
+        *(pl.when(cold).then(cold_start_name(name)).otherwise(name).alias(name) for name in item.features),
+    )
+
+
+def added_columns(model: ModelPipeline) -> list[str]:
+    """What the join adds to the spine: inputs that the caller does not give, then what tells of cold starts."""
+    looked_up = [name for item in model.chosen for name in item.features]
+    return [*looked_up, *cold_start_columns(model)]
+
+
+def cold_start_columns(model: ModelPipeline) -> dict[str, Field]:
+    """By view with a cold start: was it used, and what stands in for each of its inputs."""
+    found: dict[str, Field] = {}
+    for item in model.selections:
+        if item.view.cold_start:
+            found[cold_start_used(item.view)] = Bool(f"No row of {item.view.id} was usable: its cold start was used")
+            found.update({cold_start_name(name): item.view.schema[name] for name in item.features})
+    return found
+
+
+def cold_start_name(feature: str) -> str:
+    return f"{feature}__cold_start"
+
+
+def cold_start_used(view: FeatureView) -> str:
+    return f"{view.name}__cold_start_used"
+
+
+def _seen(view: FeatureView) -> str:
+    return f"__seen_{view.name}"
 
 
 def _ordered(rows: "pl.DataFrame", key: str) -> "pl.DataFrame":
@@ -129,8 +211,9 @@ def proof(
 
     events = spine.select(model.labels.key).collect()[model.labels.key]
     sample = _sample(rows, model)
-    features = [name for item in model.selections for name in item.features]
-    expected = naive_join(sample.drop(features), view_frames(model, frames))
+    features = added_columns(model)
+    joined = naive_join(sample.drop(features), view_frames(model, frames))
+    expected = completed(model, joined.lazy()).collect()
     differing = [name for name in features if not sample[name].equals(expected[name], null_equal=True)]
     whole = events.sort().equals(rows[model.labels.key].sort())
     return Claim(
@@ -183,21 +266,29 @@ def column_lineage(model: ModelPipeline) -> dg.TableColumnLineage:
     from_labels = {
         name: [dg.TableColumnDep(asset_key(model.labels), name)] for name in (*model.labels.request, model.label)
     }
-    from_views = {
-        name: [dg.TableColumnDep(asset_key(item.view), name)] for item in model.selections for name in item.features
+    stored = {
+        name: [dg.TableColumnDep(asset_key(view), name) for view in (item.view, item.view.stand_in) if view]
+        for item in model.selections
+        for name in item.features
     }
-    return dg.TableColumnLineage({**from_labels, **from_views})
+    known = {**from_labels, **stored, EVENT_TIMESTAMP: [dg.TableColumnDep(asset_key(model.labels), EVENT_TIMESTAMP)]}
+    computed = {
+        name: [dep for given in item.view.inputs for dep in known[given]]
+        for item in model.on_demand
+        for name in item.features
+    }
+    inputs = {name: deps for name, deps in {**known, **computed}.items() if name in model.inputs}
+    return dg.TableColumnLineage({**from_labels, **inputs})
 
 
 def _inputs(model: ModelPipeline) -> dict[str, dg.AssetIn]:
     history = ceil((model.split.window or ALL_HISTORY) / timedelta(weeks=1))
-    views = {f"view_{item.view.name}": item.view for item in model.selections}
     return {
         "spine": dg.AssetIn(asset_key(model.labels), partition_mapping=before_cutoff(history)),
         # A view's newest row may be older than the oldest event by its ttl.
         **{
             name: dg.AssetIn(asset_key(view), partition_mapping=before_cutoff(history + _weeks(view.ttl)))
-            for name, view in views.items()
+            for name, view in stored_views(model).items()
         },
     }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mlops_assets.fields import TypeName
+from mlops_assets.input_schema import Column
 from mlops_assets.serving.bundle import Release
 from mlops_assets.serving.plan import RequestField
 from mlops_assets.serving.releases import Releases
@@ -16,6 +17,7 @@ JSON_TYPE: dict[TypeName, str] = {
     "Float64": "number",
     "String": "string",
     "UnixTimestamp": "string",
+    "Float64Array": "array",
 }
 
 
@@ -65,15 +67,19 @@ def _keyed(release: Release) -> dict[str, Any]:
 
 
 def _featured(release: Release) -> dict[str, Any]:
-    columns = {
-        column.name: {**_typed(column.dtype, column.description), "type": [JSON_TYPE[column.dtype], "null"]}
-        for column in release.schema.columns
-    }
+    columns = {column.name: _input(column) for column in release.schema.columns}
     features = _object(columns, list(columns))
     return {
         **_object({release.plan.key: {"type": "string"}, "features": features}, ["features"]),
         "title": "By features",
     }
+
+
+def _input(column: Column) -> dict[str, Any]:
+    shape: dict[str, Any] = {"type": [JSON_TYPE[column.dtype], "null"]}
+    if column.size is not None:
+        shape |= {"items": {"type": "number"}, "minItems": column.size, "maxItems": column.size}
+    return {**_typed(column.dtype, column.description), **shape}
 
 
 def _request(field: RequestField) -> dict[str, Any]:

@@ -14,12 +14,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
 
 from mlops_assets.fields import TypeName
+from mlops_assets.serving.transform import Transform
 
 if TYPE_CHECKING:
-    from mlops_assets.declarations import Entity, FeatureSelection, ModelPipeline
+    from mlops_assets.declarations import Entity, ModelPipeline, StoredSelection
 
+EVENT_TIMESTAMP = "event_timestamp"  # as an on-demand feature names the moment asked about
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Reason = Literal["no row", "expired", "from the future"]
+Stand = Literal["nulls", "cold start"]
 Key = tuple[Any, ...]
 
 
@@ -70,12 +73,24 @@ class ViewRead:
     join_keys: tuple[str, ...]
     features: tuple[str, ...]
     ttl_seconds: float | None = None
+    # What is used where there is no usable row: the newest row of another table, or these values.
+    cold_start_table: str | None = None
+    cold_start_values: Mapping[str, Any] | None = None
 
     @classmethod
-    def of(cls, selection: FeatureSelection) -> Self:
-        view = selection.view
-        ttl = view.ttl.total_seconds() if view.ttl else None
-        return cls(view.id, f"{view.team}__{view.name}", view.join_keys, selection.features, ttl)
+    def of(cls, selection: StoredSelection) -> Self:
+        from mlops_assets.cold_start import constant_values
+
+        view, stand_in = selection.view, selection.view.stand_in
+        return cls(
+            view.id,
+            f"{view.team}__{view.name}",
+            view.join_keys,
+            selection.features,
+            view.ttl.total_seconds() if view.ttl else None,
+            f"{stand_in.team}__{stand_in.name}" if stand_in else None,
+            constant_values(view),
+        )
 
     def reason_to_refuse(self, event_ts: int, at: int) -> Reason | None:
         """Why a row of `event_ts` may not be used at `at` (both microseconds), or None when it may."""
@@ -88,7 +103,8 @@ class ViewRead:
 
 @dataclass(frozen=True)
 class FeaturePlan:
-    """What a model asks of its caller (`entities`, `request`), of the store (`views`), and the order of its inputs."""
+    """What a model asks of its caller (`entities`, `request`) and of the store (`views`), what is computed from
+    both (`transforms`), and the order of its inputs."""
 
     model: str
     key: str
@@ -96,6 +112,7 @@ class FeaturePlan:
     request: tuple[RequestField, ...]
     views: tuple[ViewRead, ...]
     inputs: tuple[str, ...]
+    transforms: tuple[Transform, ...] = ()
 
     @classmethod
     def of(cls, pipeline: ModelPipeline) -> Self:
@@ -110,6 +127,7 @@ class FeaturePlan:
             ),
             views=tuple(ViewRead.of(selection) for selection in pipeline.selections),
             inputs=tuple(pipeline.inputs),
+            transforms=tuple(Transform.of(selection) for selection in pipeline.on_demand),
         )
 
     @cached_property
@@ -132,16 +150,18 @@ class FeaturePlan:
                 for view in plan["views"]
             ),
             inputs=tuple(plan["inputs"]),
+            transforms=tuple(Transform(**transform) for transform in plan["transforms"]),
         )
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """A view had no usable row for these keys: its features were null in the answer."""
+    """A view had no usable row for these keys; `used` says what stood in for it."""
 
     view: str
     keys: dict[str, Any]
     reason: Reason
+    used: Stand = "nulls"
 
 
 @dataclass(slots=True)
@@ -166,21 +186,27 @@ def look_up(plan: FeaturePlan, store: Store, requests: Sequence[Mapping[str, Any
     """The inputs of each request (join keys and request features by name) as known at `at`, in order.
 
     Each view is read once for all requests. A row newer than `at` or older than the view's ttl is not
-    used: its features are null and a fallback says why.
+    used: its cold start, or nulls, stand in for it, and a fallback says why.
     """
-    known: list[dict[str, Any]] = [dict(request) for request in requests]
+    known: list[dict[str, Any]] = [{**request, EVENT_TIMESTAMP: at} for request in requests]
     looked = [Looked([], {}, []) for _ in requests]
     at_us = microseconds(at)
     for view in plan.views:
         keys = [tuple(request[name] for name in view.join_keys) for request in requests]
+        cold = _ColdStart(view, store, at_us)
         for values, answer, key, row in zip(known, looked, keys, _read(view, store, keys), strict=True):
             reason = "no row" if row is None else view.reason_to_refuse(row[0], at_us)
             if row is None or reason is not None:
-                answer.fallbacks.append(Fallback(view.view, dict(zip(view.join_keys, key, strict=True)), reason))  # type: ignore[arg-type]
-                values.update(dict.fromkeys(view.features))
+                names = dict(zip(view.join_keys, key, strict=True))
+                answer.fallbacks.append(Fallback(view.view, names, reason, cold.used))  # type: ignore[arg-type]
+                values.update(cold.values)
             else:
                 answer.event_times[view.view] = row[0]
                 values.update((name, row[1].get(name)) for name in view.features)
+    for transform in plan.transforms:
+        computed = transform.columns(known)
+        for index, values in enumerate(known):
+            values.update((name, column[index]) for name, column in computed.items())
     for values, answer in zip(known, looked, strict=True):
         answer.values = [values[name] for name in plan.inputs]
     return looked
@@ -191,3 +217,26 @@ def _read(view: ViewRead, store: Store, keys: Sequence[Key]) -> Iterable[tuple[i
     distinct = list(dict.fromkeys(keys))
     found = dict(zip(distinct, store.read(view.table, distinct), strict=True))
     return (found[key] for key in keys)
+
+
+class _ColdStart:
+    """What stands in for the rows that a view lacks at a moment; read when it is first needed."""
+
+    def __init__(self, view: ViewRead, store: Store, at: int) -> None:
+        self._view, self._store, self._at = view, store, at
+
+    @cached_property
+    def _found(self) -> Mapping[str, Any] | None:
+        if self._view.cold_start_table is None:
+            return self._view.cold_start_values
+        (row,) = self._store.read(self._view.cold_start_table, [()])
+        return row[1] if row is not None and row[0] <= self._at else None
+
+    @property
+    def used(self) -> Stand:
+        return "nulls" if self._found is None else "cold start"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        found = self._found or {}
+        return {name: found.get(name) for name in self._view.features}

@@ -30,6 +30,10 @@ VALID: dict[TypeName, tuple[Callable[[Any], bool], str]] = {
     "Float64": (lambda value: type(value) in (int, float) and abs(value) <= FLOAT32_MAX, "a finite number"),
     "String": (lambda value: type(value) is str, "a string"),
     "UnixTimestamp": (lambda value: type(value) is str, "a time as ISO-8601 text"),
+    "Float64Array": (
+        lambda value: type(value) is list and all(VALID["Float64"][0](number) for number in value),
+        "an array of finite numbers",
+    ),
 }
 
 
@@ -142,6 +146,7 @@ def _featured(row: Mapping[str, Any], plan: FeaturePlan, schema: InputSchema) ->
         return
     for column in schema.columns:
         yield from _value(features, column.name, column.dtype, column.description, nullable=True)
+        yield from _length(features.get(column.name), column.name, column.size)
     yield from _unknown(features, set(plan.inputs), "")
 
 
@@ -167,6 +172,11 @@ def _bounds(given: Any, name: str, dtype: TypeName, minimum: float | None, maxim
     if (minimum is not None and given < minimum) or (maximum is not None and given > maximum):
         lowest, highest = "-inf" if minimum is None else minimum, "inf" if maximum is None else maximum
         yield Problem(f"{_shown(given)} is out of bounds", f"{name} lies between {lowest} and {highest}.", name)
+
+
+def _length(given: Any, name: str, size: int | None) -> Iterator[Problem]:
+    if size is not None and isinstance(given, list) and len(given) != size:
+        yield Problem(f"an array of {len(given)} numbers", f"{name} has {size} numbers.", name)
 
 
 def _unknown(row: Mapping[str, Any], known: set[str], why: str) -> Iterator[Problem]:

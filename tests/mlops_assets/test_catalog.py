@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import dagster as dg
@@ -107,7 +108,7 @@ def test_one_name_has_one_declaration_whatever_its_kind(kind):
     """Keys, files and Feast names are made of it."""
     twin = {Source: orders, FeatureView: shop_week, Labels: deliveries}[kind]
     with pytest.raises(DeclarationError, match=rf"{kind.kind} 'shops/shop_week'.*one declaration per name.*Rename one"):
-        Catalog.of([orders, shop_week, kind(**{**vars(twin), "name": "shop_week"})])
+        Catalog.of([orders, shop_week, replace(twin, name="shop_week")])
 
 
 def test_what_is_asked_for_by_name_is_found_or_the_nearest_is_named():

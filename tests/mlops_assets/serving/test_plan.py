@@ -8,10 +8,25 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
+import polars as pl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlops_assets import (
+    Bool,
+    Entity,
+    Float64,
+    Gate,
+    Int64,
+    Labels,
+    MeanOverEntities,
+    ModelPipeline,
+    String,
+    feature_view,
+    on_demand,
+)
 from mlops_assets.serving.plan import (
     EmptyStore,
     FeaturePlan,
@@ -22,6 +37,7 @@ from mlops_assets.serving.plan import (
     microseconds,
     moment_of,
 )
+from mlops_assets.trainers import XGBoostClassifier
 from resources.packed_store import PackedStore
 
 NOON = datetime(2013, 4, 1, 12, tzinfo=UTC)
@@ -144,29 +160,101 @@ def test_many_rows_are_answered_as_each_alone(ages: dict[str, timedelta], origin
 
 def test_plan_of_a_declaration_names_every_input_once() -> None:
     """Compiled from the user's own words: table names, keys, ttl, bounds, order."""
-    import polars as pl
-
-    from mlops_assets import Entity, Float64, Labels, String, feature_view
-
-    airport = Entity("airport", "origin", String, "Airport of departure")
-
-    @feature_view(entities=[airport], ttl=timedelta(hours=3), schema={"temp": Float64, "wind": Float64})
-    def weather(raw: pl.LazyFrame) -> pl.LazyFrame:
-        return raw
-
-    labels = Labels(
-        "arrivals", "flights", {"late": Float64}, pl.LazyFrame, key="flight_id", entities=(airport,),
-        request={"distance": Float64("Miles", "mi", minimum=0)},
-    )  # fmt: skip
-
-    class Pipeline:
-        id = "flights/late_arrival"
-        selections = (weather[["wind"]],)
-        inputs = ("distance", "wind")
-
-    Pipeline.labels = labels  # type: ignore[attr-defined]
-    plan = FeaturePlan.of(Pipeline)  # type: ignore[arg-type]
+    plan = FeaturePlan.of(weather_pipeline([weather[["wind"]]]))
     assert plan.entities == (PlannedEntity("origin", "String", "Airport of departure"),)
     assert plan.request == (RequestField("distance", "Float64", "Miles", "mi", 0, None),)
     (view,) = plan.views
     assert (view.table, view.features, view.ttl_seconds) == (f"{weather.team}__weather", ("wind",), 10800)
+    assert plan.inputs == ("distance", "wind")
+
+
+airport = Entity("airport", "origin", String, "Airport of departure")
+
+
+@feature_view(
+    entities=[airport],
+    ttl=timedelta(hours=3),
+    schema={"temp": Float64, "wind": Float64},
+    cold_start=MeanOverEntities(window=timedelta(days=30)),
+)
+def weather(raw: pl.LazyFrame) -> pl.LazyFrame:
+    return raw
+
+
+arrivals = Labels(
+    "arrivals", "flights", {"late": Bool}, pl.LazyFrame, key="flight_id", entities=(airport,),
+    request={"distance": Float64("Miles", "mi", minimum=0)},
+)  # fmt: skip
+
+
+@on_demand(reads=[weather, arrivals], schema={"wind_chill": Float64, "headwind_miles": Float64, "asked_hour": Int64})
+def felt(temp: pl.Expr, wind: pl.Expr, distance: pl.Expr, event_timestamp: pl.Expr) -> dict[str, pl.Expr]:
+    """What the weather does to a flight."""
+    return {
+        "wind_chill": pl.when(wind > 3).then(temp - wind / 2).otherwise(temp),
+        "headwind_miles": wind * distance,
+        "asked_hour": event_timestamp.dt.hour(),
+    }
+
+
+def weather_pipeline(features: list[Any]) -> ModelPipeline:
+    weekly = dg.WeeklyPartitionsDefinition(start_date="2013-01-07")
+    return ModelPipeline(
+        name="late_arrival", team="flights", labels=arrivals, label="late", features=features,
+        trainer=XGBoostClassifier(), cutoffs=weekly, gate=Gate("roc_auc", at_least=0.5),
+    )  # fmt: skip
+
+
+def test_on_demand_features_are_computed_from_what_was_looked_up_and_asked(store: PackedStore) -> None:
+    """Their inputs are looked up though the model reads none of them, and the moment asked about is one."""
+    plan = FeaturePlan.from_json(json.loads(json.dumps(FeaturePlan.of(weather_pipeline([felt])).to_json())))
+    assert (plan.inputs, plan.views[0].features) == (
+        ("distance", "wind_chill", "headwind_miles", "asked_hour"),
+        ("temp", "wind"),
+    )
+    table = plan.views[0].table
+    for origin, wind in (("EWR", 10.0), ("JFK", 1.0)):
+        store.write(table, [((origin,), microseconds(NOON), {"temp": 50.0, "wind": wind})])
+    asked = [{"origin": origin, "distance": 200.0} for origin in ("EWR", "JFK", "LGA")]
+    found = [looked.values for looked in look_up(plan, store, asked, NOON)]
+    assert found == [[200.0, 45.0, 2000.0, 12], [200.0, 50.0, 200.0, 12], [200.0, None, None, 12]]
+
+
+@given(
+    st.lists(st.tuples(st.none() | st.floats(-100, 100), st.none() | st.floats(0, 100), st.floats(0, 5000)), min_size=1)
+)
+def test_one_row_and_a_million_get_the_same_on_demand_features(rows: list[tuple[Any, ...]]) -> None:
+    """The transform of the plan, asked row by row, is the declaration's expressions over the table."""
+    (transform,) = FeaturePlan.of(weather_pipeline([felt])).transforms
+    frame = pl.DataFrame(
+        rows, {"temp": pl.Float64, "wind": pl.Float64, "distance": pl.Float64}, orient="row"
+    ).with_columns(event_timestamp=pl.lit(NOON))
+    whole = frame.select(**felt.expressions()).rows()
+    one_by_one = [
+        tuple(column[0] for column in transform.columns([row]).values()) for row in frame.iter_rows(named=True)
+    ]
+    assert one_by_one == whole
+
+
+def test_a_cold_start_stands_in_and_says_so(store: PackedStore) -> None:
+    """The newest stand-in is used where there is no usable row, for any reason; it is marked."""
+    plan = FeaturePlan.of(weather_pipeline([weather]))
+    (view,) = plan.views
+    assert view.cold_start_table == f"{weather.team}__weather_cold_start"
+    store.write(view.table, [(("JFK",), microseconds(NOON - timedelta(days=1)), {"temp": 1.0, "wind": 2.0})])
+    store.write(view.cold_start_table, [((), microseconds(NOON - timedelta(days=1)), {"temp": 40.0, "wind": 7.0})])
+    new, old = look_up(plan, store, [{"origin": name, "distance": 1.0} for name in ("EWR", "JFK")], NOON)
+    assert (new.values, old.values) == ([1.0, 40.0, 7.0], [1.0, 40.0, 7.0])
+    assert [(item.reason, item.used) for item in (*new.fallbacks, *old.fallbacks)] == [
+        ("no row", "cold start"),
+        ("expired", "cold start"),
+    ]
+
+
+def test_a_stand_in_of_the_future_is_not_used(store: PackedStore) -> None:
+    """What was made after the moment asked about was not known then."""
+    plan = FeaturePlan.of(weather_pipeline([weather]))
+    table = str(plan.views[0].cold_start_table)
+    store.write(table, [((), microseconds(NOON + timedelta(seconds=1)), {"temp": 40.0, "wind": 7.0})])
+    (looked,) = look_up(plan, store, [{"origin": "EWR", "distance": 1.0}], NOON)
+    assert (looked.values, looked.fallbacks[0].used) == ([1.0, None, None], "nulls")

@@ -54,7 +54,7 @@ def test_an_answer_is_read_back_as_it_was_given(log: PredictionLog) -> None:
     assert (first["origin"], first["distance"], first["temp"], second["temp"]) == ("EWR", 200.0, 50.5, None)
     assert json.loads(first["event_times"]) == {"flights/weather": "2013-04-01T11:00:00+00:00"}
     assert json.loads(second["fallbacks"]) == [
-        {"view": "flights/weather", "keys": {"origin": "EWR"}, "reason": "expired"}
+        {"view": "flights/weather", "keys": {"origin": "EWR"}, "reason": "expired", "used": "nulls"}
     ]
     assert str(frame.schema["at"]) == "Datetime(time_unit='us', time_zone='UTC')"
 

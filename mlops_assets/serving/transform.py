@@ -1,0 +1,93 @@
+"""On-demand features: Polars expressions that training applies to whole tables and the endpoint to its requests.
+
+A transform travels in the feature plan as data, Polars' own form of an expression. The rule that must never break:
+a row's result depends on that row alone, or one answer would depend on who else asked, and on no Python
+function, since those would have to be loaded as code.
+"""
+
+from __future__ import annotations
+
+from base64 import b64decode, b64encode
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Self
+
+from mlops_assets.fields import Field, TypeName
+
+if TYPE_CHECKING:
+    import polars as pl
+
+    from mlops_assets.declarations import ComputedSelection
+
+PYTHON = b"PLPY"  # how Polars marks a pickled Python function in a serialised expression
+
+
+class NotRowByRowError(ValueError):
+    """An expression cannot be trusted to give the same for one row and for many."""
+
+    fix = "Use Polars expressions that make each row from that row."
+
+    @classmethod
+    def of(cls, feature: str, problem: str) -> Self:
+        return cls(f"{feature!r} {problem}")
+
+
+def refuse_unless_row_by_row(feature: str, expression: pl.Expr) -> None:
+    """Raise NotRowByRowError for one that calls Python, looks at other rows, or gives another number of rows."""
+    if PYTHON in expression.meta.serialize():
+        raise NotRowByRowError.of(feature, "calls a Python function")
+    if not expression.meta.root_names():
+        raise NotRowByRowError.of(feature, "reads no input")
+    if not (expression.meta.is_row_separable() and expression.meta.is_length_preserving()):
+        raise NotRowByRowError.of(feature, "looks at other rows than its own")
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Some features of one on-demand view: `inputs` by type, and each feature's serialised expression (base64)."""
+
+    view: str
+    inputs: Mapping[str, TypeName]
+    features: Mapping[str, str]
+
+    @classmethod
+    def of(cls, selection: ComputedSelection) -> Self:
+        view = selection.view
+        expressions = view.expressions()
+        return cls(
+            view.id,
+            {name: field.dtype for name, field in view.input_fields.items()},
+            {name: b64encode(expressions[name].meta.serialize()).decode() for name in selection.features},
+        )
+
+    def columns(self, known: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+        """Each feature's values for rows of inputs by name, in their order; a missing input is null."""
+        import polars as pl
+
+        types = {name: Field(dtype).polars for name, dtype in self.inputs.items()}
+        given = {name: _series(name, [row.get(name) for row in known], dtype) for name, dtype in types.items()}
+        return pl.DataFrame(given).select(self._expressions).to_dict(as_series=False)
+
+    @cached_property
+    def _expressions(self) -> list[pl.Expr]:
+        return [_expression(name, b64decode(text, validate=True)) for name, text in self.features.items()]
+
+
+def _expression(feature: str, serialised: bytes) -> pl.Expr:
+    """The expression; one that would run Python is refused before anything of it is read."""
+    import polars as pl
+
+    if PYTHON in serialised:
+        raise NotRowByRowError.of(feature, "calls a Python function")
+    return pl.Expr.deserialize(BytesIO(serialised))
+
+
+def _series(name: str, values: list[Any], dtype: pl.DataType) -> pl.Series:
+    """Values as requests and the online store give them: times may be ISO text."""
+    import polars as pl
+
+    if dtype.is_temporal() and any(isinstance(value, str) for value in values):
+        return pl.Series(name, values, pl.String).str.to_datetime(time_unit="us", time_zone="UTC")
+    return pl.Series(name, values, dtype)
