@@ -35,6 +35,7 @@ CODE = (  # what the serving process imports, relative to the project
     "resources/__init__.py",
     "resources/bentos.py",
     "resources/environment.py",
+    "resources/packed_row.py",
     "resources/packed_store.py",
     "resources/releases.py",
 )
@@ -160,7 +161,8 @@ def _run_bentoml(context: Path, store: Path, model: str, version: str) -> None:
 
 def _bentofile(bundle: Path, model: str, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
     framework = json.loads((bundle / "manifest.json").read_bytes())["framework"]
-    packages = [*PACKAGES, *FRAMEWORK_PACKAGES.get(framework, (framework,))]
+    transforms = json.loads((bundle / "plan.json").read_bytes()).get("transforms")
+    packages = [*PACKAGES, *FRAMEWORK_PACKAGES.get(framework, (framework,)), *(["polars"] if transforms else [])]
     return {
         "service": SERVICE,
         "name": name,

@@ -1,33 +1,40 @@
-"""The packed online store: one small JSON value per view and key, for the endpoint to read.
+"""The packed online store: the newest row per view and key, one small value each, for the endpoint to read.
 
-Feast's own online format costs a protobuf per feature; here a row is one value. The same rows are
-published beside it in Feast's format by `resources.feast`. The rule that must never break: an older
-event never replaces a newer one, whatever the order of arrival and however many writers; the
-comparison is made inside the store, in the statement that writes.
+A value is a packed row (`resources.packed_row`); Feast's own format costs a protobuf per feature. The same rows are
+held beside it in Feast's format, and written in the same transaction or script. The rule that must never break:
+an older event never replaces a newer one, whatever the order of arrival and however many writers; the comparison is
+made inside the store, where nobody writes in between.
+
+    SQLite: tables packed_rows(view, key, event_ts, created_ts, value), packed_layouts(id, layout), and Feast's own
+    Redis:  hashes mlops:rows:<view> (key -> row), mlops:layouts (id -> layout), and Feast's own
 
 The serving process imports this module: nothing heavy may be imported here.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sqlite3
-import struct
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, Self, TypeVar
+from urllib.parse import urlsplit
 
 import orjson
 from filelock import FileLock
 
 from resources.environment import home, redis_url
+from resources.packed_row import HEADER, NEVER, TIMES, Layout, Values
 
 Key = tuple[Any, ...]
 Row = tuple[Key, int, Mapping[str, Any]]
+Found = tuple[int, Values]
 Item = TypeVar("Item")
 TABLE = re.compile(r"[a-z][a-z0-9_]*")
 SCHEMES = ("sqlite:///<path>", "redis://<host>:<port>/<db>", "rediss://<host>:<port>/<db>")
@@ -52,17 +59,113 @@ class TableNameError(ValueError):
         )
 
 
+class OnlineStoreUnavailableError(ConnectionError):
+    """The online store did not answer, although it was asked again and again."""
+
+    @classmethod
+    def of(cls, where: str, why: Exception) -> Self:
+        return cls(
+            f"The online store at {where} did not answer in time, and was asked more than once ({why}). "
+            "Nothing was half read or half written: repeat the call when the store is back."
+        )
+
+
 def online_store_url() -> str:
     """Where the online store is: MLOPS_ONLINE_STORE, the environment's Redis, or an SQLite file under home."""
     return os.environ.get("MLOPS_ONLINE_STORE") or redis_url() or f"sqlite:///{home() / 'feast' / 'packed.db'}"
 
 
+@dataclass(frozen=True)
+class TableRead:
+    """Some features of one table, in the order in which they are wanted."""
+
+    table: str
+    features: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Packed rows on their way into a table: row i is `rows[i]` of key `keys[i]`; no key comes twice."""
+
+    layouts: Sequence[Layout]
+    keys: Sequence[bytes]
+    rows: Sequence[bytes]
+    beside: Any = None
+    """The same rows in Feast's format: `FeastHashes` for Redis, `FeastStatement` for SQLite."""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+@dataclass(frozen=True)
+class FeastHashes:
+    """Feast's format in Redis: row i sets `fields` of hash `hashes[i]` to the i-th value of each column."""
+
+    hashes: Sequence[bytes]
+    fields: Sequence[bytes]
+    columns: Sequence[Sequence[bytes]]
+
+
+@dataclass(frozen=True)
+class FeastStatement:
+    """Feast's format in SQLite: row i is written by `statement` with each of `parameters[i]`."""
+
+    statement: str
+    parameters: Sequence[Sequence[tuple[Any, ...]]]
+
+
+class Readings(dict[bytes, Callable[[bytes], Values]]):
+    """How to read a row, by the id of its layout; a layout met for the first time is fetched from the store."""
+
+    def __init__(self, features: Sequence[str], layout: Callable[[bytes], Layout]) -> None:
+        super().__init__()
+        self._features, self._layout = features, layout
+
+    def __missing__(self, layout_id: bytes) -> Callable[[bytes], Values]:
+        reading = self[layout_id] = self._layout(layout_id).reading(self._features)
+        return reading
+
+    def read(self, rows: Sequence[bytes | None]) -> list[Found | None]:
+        found: list[Found | None] = []
+        unpack = HEADER.unpack_from
+        for row in rows:
+            if row is None:
+                found.append(None)
+                continue
+            event_ts, _, layout_id = unpack(row)
+            found.append((event_ts, self[layout_id](row)))
+        return found
+
+
+class Reader:
+    """What one endpoint reads, compiled once: the tables, their features, and the layouts met so far."""
+
+    def __init__(self, store: PackedStore, reads: Sequence[TableRead]) -> None:
+        self._store = store
+        self._tables = [_valid(read.table) for read in reads]
+        self._readings = [Readings(read.features, store.layout) for read in reads]
+
+    def read(self, keys: Sequence[Sequence[Key]]) -> list[list[Found | None]]:
+        """For each table, for each of its keys in order: (event time in microseconds, values), or None.
+
+        One round trip for all tables. Values are in the order of the table's features, None where the row has
+        no such feature. Safe from any thread; raises OnlineStoreUnavailableError.
+        """
+        dumps = orjson.dumps
+        asked = [(table, [dumps(key) for key in wanted]) for table, wanted in zip(self._tables, keys, strict=True)]
+        answers = self._store.fetch(asked)
+        return [readings.read(rows) for readings, rows in zip(self._readings, answers, strict=True)]
+
+
 class PackedStore(ABC):
     """The newest row per key of each view table.
 
-    A key is the values of the view's join keys in their order; a value is a mapping of feature to
-    JSON value (a NaN or an infinity is stored as null, a time as an ISO-8601 string).
+    A key is the values of the view's join keys in their order, `()` for a table of one row; features are numbers,
+    texts, arrays of floats, or other JSON (a NaN or an infinity is stored as null, a time read as ISO-8601 text).
     """
+
+    def __init__(self) -> None:
+        self._layouts: dict[bytes, Layout] = {}
 
     @staticmethod
     def open(url: str) -> PackedStore:
@@ -74,35 +177,103 @@ class PackedStore(ABC):
         raise UnknownStoreError.of(url)
 
     def write(self, table: str, rows: Iterable[Row]) -> int:
-        """Publish (key, event time in microseconds since 1970 UTC, features); return how many took effect.
+        """Publish (key, event time in microseconds since 1970 UTC, features); return how many keys it changed.
 
-        A row takes effect unless the store already holds a later event for its key.
+        A row takes effect unless the store already holds a later event for its key; of equals, the last.
         """
-        return self._write(
-            _valid(table), [(orjson.dumps(key), event_ts, orjson.dumps(features)) for key, event_ts, features in rows]
-        )
+        view, newest = _valid(table), dict[bytes, tuple[int, Mapping[str, Any]]]()
+        for key, event_ts, features in rows:
+            held = newest.setdefault(orjson.dumps(key), (event_ts, features))
+            if event_ts >= held[0]:
+                newest[orjson.dumps(key)] = (event_ts, features)
+        return self.publish(view, packed(newest))
+
+    def publish(self, table: str, batch: Batch) -> int:
+        """Write packed rows, and what is beside them, unless later ones are held; return how many took effect.
+
+        Rows of one chunk take effect together; what was written before a failure stays written.
+        """
+        return sum(self._write(table, batch, slice(at, at + self.CHUNK)) for at in range(0, len(batch), self.CHUNK))
 
     def read(self, table: str, keys: Sequence[Key]) -> list[tuple[int, dict[str, Any]] | None]:
         """For each key, in order: (event time in microseconds, features), or None. Safe from any thread."""
-        found = self._read(_valid(table), [orjson.dumps(key) for key in keys])
-        return [None if row is None else (row[0], orjson.loads(row[1])) for row in found]
+        (rows,) = self.fetch([(_valid(table), [orjson.dumps(key) for key in keys])])
+        return [None if row is None else self._named(row) for row in rows]
+
+    def reader(self, reads: Sequence[TableRead]) -> Reader:
+        """A compiled read of some features of some tables at once."""
+        return Reader(self, reads)
+
+    def rows(self, table: str) -> Iterator[tuple[Key, int, dict[str, Any]]]:
+        """Every row the table holds as (key, event time, features), a chunk in memory at a time.
+
+        A row written meanwhile may be seen old, new, or in Redis twice; a row at rest is seen.
+        """
+        for key, row in self._scan(_valid(table)):
+            yield tuple(orjson.loads(key)), *self._named(row)
 
     def count(self, table: str) -> int:
         """How many keys the table holds; 0 for one never written."""
         return self._count(_valid(table))
+
+    def layout(self, layout_id: bytes) -> Layout:
+        """The layout of that id, as the store holds it."""
+        known = self._layouts.get(layout_id)
+        if known is None:
+            known = self._layouts[layout_id] = Layout.from_json(self._layout(layout_id))
+        return known
+
+    def _named(self, row: bytes) -> tuple[int, dict[str, Any]]:
+        event_ts, _, layout_id = HEADER.unpack_from(row)
+        layout = self.layout(layout_id)
+        return event_ts, dict(zip(layout.names, layout.reading(layout.names)(row), strict=True))
+
+    CHUNK: int
 
     @abstractmethod
     def close(self) -> None:
         """Give connections back; the store is not usable afterwards."""
 
     @abstractmethod
-    def _write(self, table: str, rows: list[tuple[bytes, int, bytes]]) -> int: ...
+    def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
+        """The packed rows of the keys of each table, all in one round trip."""
 
     @abstractmethod
-    def _read(self, table: str, keys: list[bytes]) -> list[tuple[int, bytes] | None]: ...
+    def clear(self, table: str) -> None:
+        """Forget every packed row of the table."""
+
+    @abstractmethod
+    def _write(self, table: str, batch: Batch, part: slice) -> int: ...
+
+    @abstractmethod
+    def _scan(self, table: str) -> Iterator[tuple[bytes, bytes]]: ...
 
     @abstractmethod
     def _count(self, table: str) -> int: ...
+
+    @abstractmethod
+    def _layout(self, layout_id: bytes) -> bytes: ...
+
+
+def packed(newest: Mapping[bytes, tuple[int, Mapping[str, Any]]]) -> Batch:
+    """Rows given as mappings, packed: those of the same features share a layout."""
+    alike: dict[tuple[str, ...], dict[bytes, tuple[int, Values]]] = {}
+    for key, (event_ts, features) in newest.items():
+        values = tuple(None if _unsayable(value) else value for value in features.values())
+        alike.setdefault(tuple(features), {})[key] = event_ts, values
+    layouts: list[Layout] = []
+    keys: list[bytes] = []
+    rows: list[bytes] = []
+    for names, group in alike.items():
+        layouts.append(layout := Layout.of(names, [values for _, values in group.values()]))
+        keys += group
+        rows += [layout.encode(event_ts, NEVER, values) for event_ts, values in group.values()]
+    return Batch(layouts, keys, rows)
+
+
+def _unsayable(value: Any) -> bool:
+    """NaN and the infinities, for which JSON has no word."""
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _valid(table: str) -> str:
@@ -111,26 +282,39 @@ def _valid(table: str) -> str:
     return table
 
 
-def _chunks(items: list[Item], size: int) -> Iterator[list[Item]]:
+def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
 
 class SqlitePackedStore(PackedStore):
-    """One table of all views, `packed(view, key, event_ts, value)`, in WAL mode: readers never wait."""
+    """Two tables of all views, in WAL mode: readers never wait, writers take turns, a chunk each."""
 
+    CHUNK = 10_000
     VARIABLES = 30_000  # SQLite's limit is 32,766 in a statement
+    PATIENCE = 30.0  # seconds to wait for another writer
+    SCHEMA = (
+        (
+            "CREATE TABLE IF NOT EXISTS packed_rows (view TEXT, key BLOB, event_ts INTEGER NOT NULL, "
+            "created_ts INTEGER NOT NULL, value BLOB NOT NULL, PRIMARY KEY (view, key)) WITHOUT ROWID"
+        ),
+        "CREATE TABLE IF NOT EXISTS packed_layouts (id BLOB PRIMARY KEY, layout BLOB NOT NULL) WITHOUT ROWID",
+    )
+    KEEP_NEWEST = (
+        "INSERT INTO packed_rows VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET event_ts = excluded.event_ts, "
+        "created_ts = excluded.created_ts, value = excluded.value "
+        "WHERE (excluded.event_ts, excluded.created_ts) >= (packed_rows.event_ts, packed_rows.created_ts)"
+    )
 
     def __init__(self, path: Path) -> None:
+        super().__init__()
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._idle: deque[sqlite3.Connection] = deque()
         # SQLite does not wait its turn to enter WAL mode: first openers at once would meet "database is locked".
         with FileLock(f"{path}.lock"), self._connection() as connection:
             connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS packed (view TEXT, key BLOB, event_ts INTEGER NOT NULL, "
-                "value BLOB NOT NULL, PRIMARY KEY (view, key)) WITHOUT ROWID"
-            )
+            for statement in self.SCHEMA:
+                connection.execute(statement)
 
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
@@ -141,103 +325,225 @@ class SqlitePackedStore(PackedStore):
             connection = self._connect()
         try:
             yield connection
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                raise OnlineStoreUnavailableError.of(str(self._path), error) from error
+            raise
         finally:
             self._idle.append(connection)
 
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self._path, timeout=self.PATIENCE, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection
+
+    @contextmanager
+    def _alone(self) -> Iterator[sqlite3.Connection]:
+        """A transaction that no other writer is in meanwhile."""
+        with self._connection() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            with connection:
+                yield connection
 
     def close(self) -> None:
         while self._idle:
             self._idle.pop().close()
 
-    def _write(self, table: str, rows: list[tuple[bytes, int, bytes]]) -> int:
-        with self._connection() as connection:
-            before = connection.total_changes
-            connection.execute("BEGIN IMMEDIATE")
-            with connection:
-                connection.executemany(
-                    "INSERT INTO packed VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET event_ts = excluded.event_ts, "
-                    "value = excluded.value WHERE excluded.event_ts >= packed.event_ts",
-                    ((table, *row) for row in rows),
-                )
-            return connection.total_changes - before
+    def _write(self, table: str, batch: Batch, part: slice) -> int:
+        rows = [
+            (table, key, *TIMES.unpack_from(row), row)
+            for key, row in zip(batch.keys[part], batch.rows[part], strict=True)
+        ]
+        with self._alone() as connection:
+            layouts = [(layout.id, layout.json) for layout in batch.layouts]
+            connection.executemany("INSERT OR IGNORE INTO packed_layouts VALUES (?, ?)", layouts)
+            newer = self._newer(connection, rows)
+            connection.executemany(self.KEEP_NEWEST, (rows[at] for at in newer))
+            if batch.beside is not None:
+                beside = batch.beside.parameters[part]
+                connection.executemany(batch.beside.statement, (cells for at in newer for cells in beside[at]))
+        return len(newer)
 
-    def _read(self, table: str, keys: list[bytes]) -> list[tuple[int, bytes] | None]:
-        found: dict[bytes, tuple[int, bytes]] = {}
+    def _newer(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[int]:
+        """The places of the rows that are not older than what is held."""
+        held: dict[bytes, tuple[int, int]] = {}
+        for chunk in _chunks(rows, self.VARIABLES):
+            marks = ",".join("?" * len(chunk))
+            query = f"SELECT key, event_ts, created_ts FROM packed_rows WHERE view = ? AND key IN ({marks})"  # noqa: S608  question marks
+            found = connection.execute(query, (chunk[0][0], *(row[1] for row in chunk)))
+            held.update((key, (event_ts, created_ts)) for key, event_ts, created_ts in found)
+        return [at for at, row in enumerate(rows) if row[1] not in held or row[2:4] >= held[row[1]]]
+
+    def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
         with self._connection() as connection:
-            for chunk in _chunks(keys, self.VARIABLES):
-                marks = ",".join("?" * len(chunk))
-                query = f"SELECT key, event_ts, value FROM packed WHERE view = ? AND key IN ({marks})"  # noqa: S608  question marks
-                rows = connection.execute(query, (table, *chunk))
-                found.update((key, (event_ts, value)) for key, event_ts, value in rows)
+            return [self._rows(connection, table, keys) for table, keys in asked]
+
+    def _rows(self, connection: sqlite3.Connection, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        if len(keys) == 1:
+            query = "SELECT value FROM packed_rows WHERE view = ? AND key = ?"
+            row = connection.execute(query, (table, keys[0])).fetchone()
+            return [row and row[0]]
+        found: dict[bytes, bytes] = {}
+        for chunk in _chunks(keys, self.VARIABLES):
+            marks = ",".join("?" * len(chunk))
+            query = f"SELECT key, value FROM packed_rows WHERE view = ? AND key IN ({marks})"  # noqa: S608  question marks
+            found.update(connection.execute(query, (table, *chunk)))
         return [found.get(key) for key in keys]
+
+    def _scan(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        """In the order of the keys; each chunk is a read of its own, so that no reader holds back a checkpoint."""
+        after = b""
+        query = "SELECT key, value FROM packed_rows WHERE view = ? AND key > ? ORDER BY key LIMIT ?"
+        while True:
+            with self._connection() as connection:
+                chunk = connection.execute(query, (table, after, self.CHUNK)).fetchall()
+            yield from chunk
+            if len(chunk) < self.CHUNK:
+                return
+            after = chunk[-1][0]
+
+    def clear(self, table: str) -> None:
+        with self._connection() as connection:
+            connection.execute("DELETE FROM packed_rows WHERE view = ?", (table,))
 
     def _count(self, table: str) -> int:
         with self._connection() as connection:
-            (count,) = connection.execute("SELECT count(*) FROM packed WHERE view = ?", (table,)).fetchone()
+            (count,) = connection.execute("SELECT count(*) FROM packed_rows WHERE view = ?", (table,)).fetchone()
         return int(count)
+
+    def _layout(self, layout_id: bytes) -> bytes:
+        with self._connection() as connection:
+            (said,) = connection.execute("SELECT layout FROM packed_layouts WHERE id = ?", (layout_id,)).fetchone()
+        return bytes(said)
 
 
 class RedisPackedStore(PackedStore):
-    """One hash per view, `mlops:packed:<view>`: field = key, value = event time (8 bytes, big endian) + JSON.
+    """A hash per view; a chunk is compared and set in one script, which the server runs alone.
 
-    Each row is compared and set atomically in the server. A whole write is not one transaction, which
-    would stall the readers of a single-threaded server; a write cut short is made good by repeating it.
+    A whole publication is not one transaction, which would stall the readers of a single-threaded server; one cut
+    short is made good by repeating it. A script is sent whole each time: a server that was restarted has none.
     """
 
+    # ARGV: rows, layouts, fields; each layout's id and text; the fields; of each row its key, the row, its values.
     # Lua numbers are doubles: comparing the halves keeps 64-bit microseconds exact.
     KEEP_NEWEST = """
-    local written = 0
-    for i = 1, #ARGV, 2 do
-        local current = redis.call('HGET', KEYS[1], ARGV[i])
+    local rows, layouts, fields = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+    local first = 4 + 2 * layouts + fields
+    local width = 2 + fields
+    local keys, changed = {}, {}
+    for i = 1, rows do keys[i] = ARGV[first + (i - 1) * width] end
+    local held = redis.call('HMGET', KEYS[1], unpack(keys))
+    local unpack_times = struct.unpack
+    local beside = {}
+    for j = 1, fields do beside[2 * j] = ARGV[3 + 2 * layouts + j] end
+    for i = 1, rows do
+        local at = first + (i - 1) * width
         local newer = true
-        if current then
-            local old_high, old_low = struct.unpack('>i4I4', current)
-            local new_high, new_low = struct.unpack('>i4I4', ARGV[i + 1])
-            newer = new_high > old_high or (new_high == old_high and new_low >= old_low)
+        if held[i] then
+            local a, b, c, d = unpack_times('>i4I4i4I4', ARGV[at + 1])
+            local e, f, g, h = unpack_times('>i4I4i4I4', held[i])
+            if a ~= e then newer = a > e
+            elseif b ~= f then newer = b > f
+            elseif c ~= g then newer = c > g
+            else newer = d >= h end
         end
         if newer then
-            redis.call('HSET', KEYS[1], ARGV[i], ARGV[i + 1])
-            written = written + 1
+            changed[#changed + 1] = keys[i]
+            changed[#changed + 1] = ARGV[at + 1]
+            if fields > 0 then
+                beside[1] = KEYS[2 + i]
+                for j = 1, fields do beside[2 * j + 1] = ARGV[at + 1 + j] end
+                redis.call('HSET', unpack(beside))
+            end
         end
     end
-    return written
+    if #changed > 0 then
+        redis.call('HSET', KEYS[2], unpack(ARGV, 4, 3 + 2 * layouts))
+        redis.call('HSET', KEYS[1], unpack(changed))
+    end
+    return #changed / 2
     """
-    ROWS_PER_CALL = 500  # about a millisecond of the server's time
-    EVENT_TS = struct.Struct(">q")
+    CHUNK = 500  # a few milliseconds of the server's time
+    CHUNKS_AT_ONCE = 8
+    LAYOUTS = "mlops:layouts"
+    TRIES, PAUSE, LONGEST_PAUSE = 6, 0.05, 0.8  # seconds: it is given up after about two
 
     def __init__(self, url: str) -> None:
+        super().__init__()
+        import redis
+        from redis.backoff import ExponentialBackoff
+        from redis.retry import Retry
+
+        retry = Retry(ExponentialBackoff(cap=self.LONGEST_PAUSE, base=self.PAUSE), self.TRIES)
+        self._where = _without_password(url)
+        self._client = redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5, retry=retry)
+
+    @contextmanager
+    def _answers(self) -> Iterator[None]:
         import redis
 
-        self._client = redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5)
-        self._keep_newest = self._client.register_script(self.KEEP_NEWEST)
+        try:
+            yield
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise OnlineStoreUnavailableError.of(self._where, error) from error
 
     def close(self) -> None:
         self._client.close()
 
-    def _write(self, table: str, rows: list[tuple[bytes, int, bytes]]) -> int:
-        with self._client.pipeline(transaction=False) as pipeline:
-            for chunk in _chunks(rows, self.ROWS_PER_CALL):
-                pairs = (part for key, event_ts, value in chunk for part in (key, self.EVENT_TS.pack(event_ts) + value))
-                self._keep_newest(keys=[self._hash(table)], args=list(pairs), client=pipeline)
+    def publish(self, table: str, batch: Batch) -> int:
+        parts = [slice(at, at + self.CHUNK) for at in range(0, len(batch), self.CHUNK)]
+        return sum(self._write_parts(table, batch, some) for some in _chunks(parts, self.CHUNKS_AT_ONCE))
+
+    def _write(self, table: str, batch: Batch, part: slice) -> int:
+        return self._write_parts(table, batch, [part])
+
+    def _write_parts(self, table: str, batch: Batch, parts: Sequence[slice]) -> int:
+        with self._answers(), self._client.pipeline(transaction=False) as pipeline:
+            for part in parts:
+                pipeline.execute_command("EVAL", self.KEEP_NEWEST, *self._arguments(table, batch, part))
             return sum(pipeline.execute())
 
-    def _read(self, table: str, keys: list[bytes]) -> list[tuple[int, bytes] | None]:
-        if not keys:
-            return []
-        values = cast("list[bytes | None]", self._client.hmget(self._hash(table), keys))
-        return [None if packed is None else self._unpack(packed) for packed in values]
+    def _arguments(self, table: str, batch: Batch, part: slice) -> list[Any]:
+        keys, feast = batch.keys[part], batch.beside or FeastHashes([], [], [])
+        layouts = [said for layout in batch.layouts for said in (layout.id, layout.json)]
+        hashes = [self._hash(table), self.LAYOUTS, *feast.hashes[part]]
+        counts = [len(keys), len(batch.layouts), len(feast.fields)]
+        rows = zip(keys, batch.rows[part], *(column[part] for column in feast.columns), strict=True)
+        return [len(hashes), *hashes, *counts, *layouts, *feast.fields, *(cell for row in rows for cell in row)]
 
-    def _unpack(self, packed: bytes) -> tuple[int, bytes]:
-        (event_ts,) = self.EVENT_TS.unpack_from(packed)
-        return event_ts, packed[self.EVENT_TS.size :]
+    def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
+        wanted = [(self._hash(table), keys) for table, keys in asked if keys]
+        with self._answers():
+            if len(wanted) == 1:
+                answers = iter([self._client.hmget(*wanted[0])])
+            else:
+                with self._client.pipeline(transaction=False) as pipeline:
+                    for name, keys in wanted:
+                        pipeline.execute_command("HMGET", name, *keys)
+                    answers = iter(pipeline.execute())
+        return [next(answers) if keys else [] for _, keys in asked]
+
+    def _scan(self, table: str) -> Iterator[tuple[bytes, bytes]]:
+        with self._answers():
+            yield from self._client.hscan_iter(self._hash(table), count=1_000)
+
+    def clear(self, table: str) -> None:
+        with self._answers():
+            self._client.unlink(self._hash(table))
 
     def _count(self, table: str) -> int:
-        return int(self._client.hlen(self._hash(table)))
+        with self._answers():
+            return int(self._client.hlen(self._hash(table)))
+
+    def _layout(self, layout_id: bytes) -> bytes:
+        with self._answers():
+            return bytes(self._client.hget(self.LAYOUTS, layout_id))
 
     @staticmethod
     def _hash(table: str) -> str:
-        return f"mlops:packed:{table}"
+        return f"mlops:rows:{table}"
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resources.packed_store import PackedStore, TableNameError, UnknownStoreError, online_store_url
+from resources.packed_store import PackedStore, TableNameError, TableRead, UnknownStoreError, online_store_url
 
 VIEW = "flights__weather"
 
@@ -90,6 +90,57 @@ def test_more_keys_than_one_statement_or_script_call_takes(store: PackedStore) -
     rows = [((number,), number, {"x": number}) for number in range(40_000)]
     assert store.write(VIEW, iter(rows)) == 40_000
     assert store.read(VIEW, [key for key, _, _ in rows]) == [(event_ts, values) for _, event_ts, values in rows]
+
+
+def test_a_reader_answers_many_tables_in_the_order_asked(store: PackedStore) -> None:
+    """Values in the order of the read, None for a feature or a row that is not there; a table of one row has key ()."""
+    store.write(VIEW, [(("EWR",), 5, {"temp": 1.5, "wind": None, "sky": "Ω"}), (("JFK",), 6, {"temp": 2.5})])
+    store.write("flights__fallback", [((), 7, {"where": [0.5, -0.5], "late": True})])
+    reads = [TableRead(VIEW, ("sky", "wind", "temp", "unknown")), TableRead("flights__fallback", ("where",))]
+    reader = store.reader([*reads, TableRead("flights__empty", ("x",))])
+    asked: list[list[Any]] = [[("JFK",), ("LGA",), ("EWR",), ("JFK",)], [()], []]
+    jfk, ewr = (6, (None, None, 2.5, None)), (5, ("Ω", None, 1.5, None))
+    assert reader.read(asked) == [[jfk, None, ewr, jfk], [(7, ([0.5, -0.5],))], []]
+
+
+def test_a_reader_outlives_a_change_of_the_schema(store: PackedStore) -> None:
+    """Rows of the old and the new layout are read side by side, by name."""
+    reader = store.reader([TableRead(VIEW, ("a", "b"))])
+    store.write(VIEW, [(("old",), 1, {"a": 1, "b": 2})])
+    assert reader.read([[("old",)]]) == [[(1, (1, 2))]]
+    store.write(VIEW, [(("new",), 1, {"b": "two", "c": 3})])
+    assert reader.read([[("new",), ("old",)]]) == [[(1, (None, "two")), (1, (1, 2))]]
+
+
+cells = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-(2**63), 2**64 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.text(),
+    st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=3),
+    st.dictionaries(st.text(max_size=2), st.integers(-9, 9), max_size=2),
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(table=st.lists(st.tuples(cells, cells, cells), min_size=1, max_size=5), wanted=st.permutations("abcd"))
+def test_a_reader_gives_what_was_written(store: PackedStore, table: list[Any], wanted: list[str]) -> None:
+    """Whatever the types, and also where one feature is of another type in every row."""
+    name = f"t{uuid4().hex}"
+    rows = [((number,), number, dict(zip("abc", row, strict=True))) for number, row in enumerate(table)]
+    store.write(name, rows)
+    (found,) = store.reader([TableRead(name, tuple(wanted))]).read([[key for key, _, _ in rows]])
+    assert found == [(at, tuple(values.get(feature) for feature in wanted)) for _, at, values in rows]
+    assert sorted(store.rows(name)) == rows
+
+
+def test_every_row_of_a_table_is_iterated_over(store: PackedStore) -> None:
+    rows = [((number,), number, {"x": number}) for number in range(25_000)]
+    store.write(VIEW, rows)
+    store.write("flights__aircraft", rows[:1])
+    assert sorted(store.rows(VIEW)) == rows  # type: ignore[type-var]
+    assert list(store.rows("flights__nothing")) == []
 
 
 def test_tables_and_key_types_are_apart(store: PackedStore) -> None:

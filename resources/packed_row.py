@@ -1,0 +1,174 @@
+"""A packed row: one row of a feature view as bytes, in a layout that names and types its features.
+
+    event time, created time (8 bytes each, microseconds since 1970 UTC), layout id (8), a bit per null feature,
+    then by feature a number or the length of its text or array, then the texts and arrays; big endian
+
+Written by `resources.packed_store` and `resources.feast`, read by the endpoint. The rule that must never break: a
+layout's id is the hash of what it says, so a row is read by the layout it was written in or not at all.
+
+The serving process imports this module: nothing heavy may be imported here.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from hashlib import blake2b
+from operator import itemgetter
+from typing import Any, Literal, Self
+
+import orjson
+
+# bool, int, float, time, text, array of floats, and JSON for all else.
+Code = Literal["b", "i", "f", "t", "s", "a", "j"]
+Values = tuple[Any, ...]
+FIXED = {"b": "?", "i": "q", "f": "d", "t": "q", "s": "I", "a": "I", "j": "I"}
+HEADER = struct.Struct(">qq8s")
+TIMES = struct.Struct(">qq")
+NEVER = 0  # the created time of a row that does not tell it
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+INT64 = range(-(2**63), 2**63)
+
+
+def moment(us: int) -> datetime:
+    return EPOCH + timedelta(microseconds=us)
+
+
+def iso(us: int) -> str:
+    """A time as the endpoint writes it."""
+    return moment(us).isoformat()
+
+
+def _floats(part: bytes) -> list[float]:
+    return list(struct.unpack(f">{len(part) // 8}d", part))
+
+
+FROM_BYTES: dict[str, Callable[[bytes], Any]] = {"s": bytes.decode, "a": _floats, "j": orjson.loads}
+TO_BYTES: dict[str, Callable[[Any], bytes]] = {
+    "s": str.encode,
+    "a": lambda value: struct.pack(f">{len(value)}d", *value),
+    "j": orjson.dumps,
+}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The features of a row, by name and code, in their order."""
+
+    names: tuple[str, ...]
+    codes: tuple[Code, ...]
+
+    @classmethod
+    def of(cls, names: Sequence[str], rows: Iterable[Sequence[Any]]) -> Self:
+        """The layout that holds those values; a feature of mixed kinds is held as JSON."""
+        kinds = [{_code(value) for value in column if value is not None} for column in zip(*rows, strict=True)]
+        return cls(tuple(names), tuple(kind.pop() if len(kind) == 1 else "j" for kind in kinds))
+
+    @classmethod
+    def from_json(cls, said: bytes) -> Self:
+        names, codes = orjson.loads(said)
+        return cls(tuple(names), tuple(codes))
+
+    @cached_property
+    def json(self) -> bytes:
+        return orjson.dumps((self.names, self.codes))
+
+    @cached_property
+    def id(self) -> bytes:
+        return blake2b(self.json, digest_size=8).digest()
+
+    @cached_property
+    def fixed(self) -> struct.Struct:
+        return struct.Struct(">" + "".join(FIXED[code] for code in self.codes))
+
+    @cached_property
+    def null_bytes(self) -> int:
+        return -(-len(self.names) // 8)
+
+    def encode(self, event_ts: int, created: int, values: Sequence[Any]) -> bytes:
+        """A row of those values; raises struct.error where one is not of its code."""
+        nulls, fixed, tail = 0, [], []
+        for place, (code, value) in enumerate(zip(self.codes, values, strict=True)):
+            if value is None:
+                nulls |= 1 << place
+                fixed.append(0)
+            elif code in TO_BYTES:
+                tail.append(TO_BYTES[code](value))
+                fixed.append(len(tail[-1]))
+            else:
+                fixed.append((value - EPOCH) // MICROSECOND if code == "t" else value)
+        bits = nulls.to_bytes(self.null_bytes, "little")
+        return b"".join((HEADER.pack(event_ts, created, self.id), bits, self.fixed.pack(*fixed), *tail))
+
+    def reading(self, features: Sequence[str], time: Callable[[int], Any] = iso) -> Callable[[bytes], Values]:
+        """A function of a row that gives those features in that order; None for one the layout does not have.
+
+        `time` makes of microseconds what a time is to be.
+        """
+        values, pick = self._values(time), self._pick(features)
+        return values if pick is None else lambda row: pick(values(row))
+
+    def _values(self, time: Callable[[int], Any]) -> Callable[[bytes], Values]:
+        """All values of a row; most rows are numbers without a null, which struct gives as they are."""
+        start, none, unpack = HEADER.size + self.null_bytes, bytes(self.null_bytes), self.fixed.unpack_from
+        plain = not set(self.codes) & {*FROM_BYTES, "t"}
+
+        def values(row: bytes) -> Values:
+            if plain and row.startswith(none, HEADER.size):
+                return unpack(row, start)
+            return self._mended(row, start, time)
+
+        return values
+
+    def _mended(self, row: bytes, start: int, time: Callable[[int], Any]) -> Values:
+        nulls, at = int.from_bytes(row[HEADER.size : start], "little"), start + self.fixed.size
+        mended = list(self.fixed.unpack_from(row, start))
+        for place, code in self._unfinished:
+            if code in FROM_BYTES:
+                end = at + mended[place]
+                mended[place] = FROM_BYTES[code](row[at:end]) if not nulls >> place & 1 else None
+                at = end
+            elif code == "t":
+                mended[place] = time(mended[place])
+        while nulls:
+            place = nulls.bit_length() - 1
+            mended[place] = None
+            nulls ^= 1 << place
+        return tuple(mended)
+
+    @cached_property
+    def _unfinished(self) -> list[tuple[int, str]]:
+        return [(place, code) for place, code in enumerate(self.codes) if code in FROM_BYTES or code == "t"]
+
+    def _pick(self, features: Sequence[str]) -> Callable[[Values], Values] | None:
+        if tuple(features) == self.names:
+            return None
+        place = {name: number for number, name in enumerate(self.names)}
+        places = [place.get(name, len(self.names)) for name in features]
+        if len(places) < 2:
+            return lambda values: tuple((*values, None)[at] for at in places)
+        pick = itemgetter(*places)
+        return (lambda values: pick((*values, None))) if len(self.names) in places else pick
+
+
+def _code(value: Any) -> Code:
+    if isinstance(value, bool):
+        return "b"
+    if isinstance(value, int):
+        return "i" if value in INT64 else "j"
+    if isinstance(value, float):
+        return "f"
+    if isinstance(value, str):
+        return "s"
+    if isinstance(value, datetime) and value.tzinfo is not None:
+        return "t"
+    return "a" if _is_vector(value) else "j"
+
+
+def _is_vector(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, float) and math.isfinite(part) for part in value)
