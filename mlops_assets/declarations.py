@@ -337,7 +337,7 @@ class OnDemandView:
 
         try:
             for name, expression in self.expressions().items():
-                refuse_unless_row_by_row(name, expression)
+                refuse_unless_row_by_row(name, expression, self.input_fields)
         except NotRowByRowError as error:
             raise DeclarationError.of(
                 self.title, "function", str(error), "expressions on each row", error.fix

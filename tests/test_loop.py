@@ -239,12 +239,12 @@ def test_every_scheduled_flight_was_asked_about_and_answered(story: Story) -> No
 
 def test_features_online_are_those_of_the_point_in_time_join(story: Story) -> None:
     """What the endpoint looked up at each flight's minute is, value for value, what training would have read."""
-    from mlops_assets.links.training_set import point_in_time_rows
+    from mlops_assets.links.training_set import point_in_time_rows, stored_views
 
     platform = story.platform
     scan = platform.resources["lake"].scan
     logged = scan("flights/late_arrival/predictions", [str(BUSY)]).collect().sort("request_id")
-    frames = {f"view_{item.view.name}": scan(asset_key(item.view)) for item in platform.model.selections}
+    frames = {name: scan(asset_key(view)) for name, view in stored_views(platform.model).items()}
     offline = point_in_time_rows(platform.model, story.asked[BUSY].lazy(), frames).sort("flight_id")
     assert logged.height > 150
     for name in platform.model.inputs:

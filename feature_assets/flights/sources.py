@@ -218,6 +218,7 @@ def all_weather() -> pl.DataFrame:
 @source(
     key=["origin", "observed_at"],
     event_timestamp="observed_at",
+    stream="weather",
     partitions=daily,
     owners=OWNERS,
     schema={

@@ -8,8 +8,9 @@ function, since those would have to be loaded as code.
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Self
@@ -34,14 +35,59 @@ class NotRowByRowError(ValueError):
         return cls(f"{feature!r} {problem}")
 
 
-def refuse_unless_row_by_row(feature: str, expression: pl.Expr) -> None:
-    """Raise NotRowByRowError for one that calls Python, looks at other rows, or gives another number of rows."""
+def refuse_unless_row_by_row(feature: str, expression: pl.Expr, inputs: Mapping[str, Field]) -> None:
+    """Raise NotRowByRowError for one that calls Python, looks at other rows, or gives another number of rows.
+
+    Judged by what the expression is made of and, since that misses a column used as a set, on a few rows too.
+    """
     if PYTHON in expression.meta.serialize():
         raise NotRowByRowError.of(feature, "calls a Python function")
     if not expression.meta.root_names():
         raise NotRowByRowError.of(feature, "reads no input")
-    if not (expression.meta.is_row_separable() and expression.meta.is_length_preserving()):
+    alone = expression.meta.is_length_preserving() and all(map(_separable, _nodes(expression)))
+    if not (alone and _same_one_by_one(expression, inputs)):
         raise NotRowByRowError.of(feature, "looks at other rows than its own")
+
+
+def _nodes(expression: pl.Expr) -> Iterator[pl.Expr]:
+    yield expression
+    for part in expression.meta.pop():
+        yield from _nodes(part)
+
+
+def _separable(node: pl.Expr) -> bool:
+    import polars as pl
+
+    try:
+        return node.meta.is_row_separable()
+    except pl.exceptions.ColumnNotFoundError:  # what works inside a list (list.eval) cannot be judged
+        return False
+
+
+def _same_one_by_one(expression: pl.Expr, inputs: Mapping[str, Field]) -> bool:
+    """Rows that differ in every column give the same together and each alone; errors are the data's own."""
+    import polars as pl
+
+    rows = pl.DataFrame({name: pl.Series(name, _samples(field), field.polars) for name, field in inputs.items()})
+    try:
+        together = rows.select(expression.alias("made"))
+        alone = pl.concat([rows[place : place + 1].select(expression.alias("made")) for place in range(rows.height)])
+    except (pl.exceptions.ComputeError, pl.exceptions.InvalidOperationError):  # a text that is no number, say
+        return True
+    return together.equals(alone)
+
+
+def _samples(field: Field) -> list[Any]:
+    """Four values of the type, the last one missing."""
+    kinds: dict[TypeName, list[Any]] = {
+        "Bool": [True, False, True],
+        "Int64": [1, 7, 40],
+        "Float64": [0.5, 20.0, 300.0],
+        "String": ["1", "b", "2013-01-01"],
+        "UnixTimestamp": [datetime(2013, 1, day, tzinfo=UTC) for day in (1, 2, 4)],
+        "Float64Array": [[float(place + row) for place in range(field.size or 0)] for row in range(3)],
+    }
+    return [*kinds[field.dtype], None]
 
 
 @dataclass(frozen=True)

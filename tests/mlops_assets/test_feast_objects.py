@@ -78,7 +78,8 @@ def test_a_models_inputs_are_a_feature_service(home: Path) -> None:
         label="late",
         task="classification",
         owners=("team:flights",),
-        selections=[weather[["sky", "temp"]]],
+        chosen=[weather[["sky", "temp"]]],
+        on_demand=[],
     )
     service = compiled([weather], [model])["FeatureService", "flights__late"]
     (projection,) = service.feature_view_projections

@@ -13,7 +13,7 @@ from feature_assets.flights.aircraft import aircraft_use
 from feature_assets.flights.weather import weather_hourly
 from mlops_assets.catalog import asset_key
 from mlops_assets.links import training_set
-from mlops_assets.links.training_set import known_by, nothing_after, null_rates, point_in_time_rows, proof
+from mlops_assets.links.training_set import known_by, nothing_after, null_rates, point_in_time_rows, proof, stored_views
 from resources import point_in_time
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ honest_join = point_in_time.point_in_time_join
 def frames(platform: Platform) -> dict[str, pl.LazyFrame]:
     """What the asset is given: the spine and every view of the model."""
     scan = platform.resources["lake"].scan
-    views = {f"view_{s.view.name}": scan(asset_key(s.view)) for s in platform.model.selections}
+    views = {name: scan(asset_key(view)) for name, view in stored_views(platform.model).items()}
     return {"spine": scan("flights/arrivals"), **views}
 
 
