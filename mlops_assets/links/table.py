@@ -12,6 +12,7 @@ from typing import Any
 
 import dagster as dg
 
+from mlops_assets import column_lineage
 from mlops_assets.catalog import Catalog, Table, asset_key
 from mlops_assets.claims import CLAIM_NAMES, claims, columns_of, conform, time_of
 from mlops_assets.declarations import Source
@@ -63,9 +64,17 @@ def table_asset(table: Table, catalog: Catalog) -> dg.AssetsDefinition:
                 "Nothing was published; what was there still stands. Mend the input and materialize again.",
                 allow_retries=False,
             )
+        _tell_lineage(context, key, column_lineage.told(table, catalog, inputs))
         yield dg.Output(rows, data_version=spec.data_version(rows), metadata={"dagster/row_count": rows.height})
 
     return publish
+
+
+def _tell_lineage(context: dg.AssetExecutionContext, key: dg.AssetKey, metadata: Mapping[str, Any]) -> None:
+    """On the newest partition of the run alone: Dagster shows the last, and a backfill has hundreds."""
+    newest = max(context.partition_keys) if context.has_partition_key or context.has_partition_key_range else None
+    if metadata:
+        context.add_asset_metadata(metadata, key, newest)
 
 
 def _automation(table: Table) -> dg.AutomationCondition[Any] | None:
