@@ -27,6 +27,7 @@ from resources.environment import home
 
 if TYPE_CHECKING:
     import polars as pl
+    from filelock import FileLock
     from upath import UPath
 
 Result = TypeVar("Result")
@@ -161,14 +162,57 @@ class Lake(dg.ConfigurableResource["Lake"]):
 
     def write(self, frame: pl.DataFrame | pl.LazyFrame, key: Key, partition: str | None = None) -> UPath:
         """Publish a table, replacing what was there at once; readers see the old rows or the new."""
-        path = self.path(key, partition)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _publish(frame.lazy().collect(), path)
-        return path
+        rows = frame.lazy().collect()
+        with self._alone(key):
+            return self._write(rows, key, partition)
 
     def write_partitions(self, frames: Mapping[str, pl.DataFrame], key: Key) -> dict[str, UPath]:
         """Publish many partitions at once; returns the path of each."""
-        return dict(zip(frames, _together(lambda name: self.write(frames[name], key, name), frames), strict=True))
+        with self._alone(key):
+            return dict(zip(frames, _together(lambda name: self._write(frames[name], key, name), frames), strict=True))
+
+    def upsert(self, frames: Mapping[str, pl.DataFrame], key: Key, unique: Sequence[str]) -> dict[str, pl.DataFrame]:
+        """Add rows to partitions; a row replaces the one of equal `unique` columns, the last of several stays.
+
+        Returns each partition as it now lies, sorted by `unique`. Repeating it changes nothing, and what would not
+        change is not written. Raises SchemaDriftError, naming the columns, before anything of that partition changes.
+        """
+        with self._alone(key):
+            merged = _together(lambda name: self._upsert(frames[name], key, name, unique), frames)
+        return dict(zip(frames, merged, strict=True))
+
+    def _upsert(self, frame: pl.DataFrame, key: Key, partition: str, unique: Sequence[str]) -> pl.DataFrame:
+        import polars as pl
+
+        if not self.exists(key, partition):
+            merged = frame.unique(unique, keep="last", maintain_order=True).sort(unique)
+            self._write(merged, key, partition)
+            return merged
+        old_schema = self._schema(_asset_key(key), partition)
+        if dict(old_schema) != dict(frame.schema):
+            raise SchemaDriftError.of(_asset_key(key), (partition, old_schema), ("what is added", frame.schema))
+        old = self._scan([self.path(key, partition)]).collect()
+        merged = (
+            pl.concat([old, frame.select(old.columns)]).unique(unique, keep="last", maintain_order=True).sort(unique)
+        )
+        if not merged.equals(old):
+            self._write(merged, key, partition)
+        return merged
+
+    def _write(self, rows: pl.DataFrame, key: Key, partition: str | None) -> UPath:
+        path = self.path(key, partition)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _publish(rows, path)
+        return path
+
+    def _alone(self, key: Key) -> FileLock:
+        """The writers of a table take turns, so that none replaces what it has not seen."""
+        from filelock import FileLock
+
+        on_disk = self.root is not None and not self.root.startswith("s3://")
+        locks = Path(str(self.root), ".locks") if on_disk else home() / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        return FileLock(locks / f"{'.'.join(quote(part, safe='') for part in _asset_key(key).path)}.lock")
 
     def scan(self, key: Key, partitions: Iterable[str] | None = None) -> pl.LazyFrame:
         """The table's rows, in partition order: those of `partitions` that exist, or everything.

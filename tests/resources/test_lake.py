@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from resources.lake import (
     split_by_window,
 )
 
+pytestmark = pytest.mark.usefixtures("home")  # writers of a table on S3 take turns by a lock there
 DAILY = dg.DailyPartitionsDefinition("2013-01-01", end_date="2014-01-02")
 DAYS = ["2013-01-01", "2013-01-02", "2013-01-03"]
 UTC_US = pl.Datetime("us", "UTC")
@@ -308,3 +310,45 @@ def test_the_default_lake_is_under_home(home: Path):
     """Without a root the lake lies in MLOPS_HOME, found when it is used."""
     path = Lake().write(rows(), "flights/weather")
     assert Path(path) == home / "lake" / "flights" / "weather" / "all.parquet"
+
+
+KEYED = {"k": pl.String, "at": UTC_US, "value": pl.Int64}
+
+
+def keyed(*given: tuple[str, int, int]) -> pl.DataFrame:
+    """Rows of key, hour and value."""
+    return pl.DataFrame([(k, day(DAYS[0]) + timedelta(hours=h), v) for k, h, v in given], KEYED, orient="row")
+
+
+def test_added_rows_replace_those_of_their_key_and_leave_the_others(lake: Lake) -> None:
+    """What is returned is what lies there: sorted, each key once, with the row that came last."""
+    key = "flights/weather"
+    lake.upsert({DAYS[0]: keyed(("b", 2, 1), ("a", 1, 1))}, key, ["at", "k"])
+    merged = lake.upsert({DAYS[0]: keyed(("b", 2, 2), ("a", 3, 1), ("b", 2, 3))}, key, ["at", "k"])[DAYS[0]]
+    assert merged.equals(keyed(("a", 1, 1), ("b", 2, 3), ("a", 3, 1)))
+    assert lake.scan(key).collect().equals(merged)
+
+
+def test_adding_what_is_there_writes_nothing(tmp_path: Path) -> None:
+    """A batch that comes again costs its reading, and readers' caches stay good."""
+    lake, added = Lake(root=str(tmp_path)), {DAYS[0]: keyed(("a", 1, 1))}
+    lake.upsert(added, "flights/weather", ["at", "k"])
+    before = lake.path("flights/weather", DAYS[0]).stat().st_mtime_ns
+    lake.upsert(added, "flights/weather", ["at", "k"])
+    assert lake.path("flights/weather", DAYS[0]).stat().st_mtime_ns == before
+
+
+def test_rows_of_another_schema_are_not_added(lake: Lake) -> None:
+    """The error names the column, and what was there stands."""
+    lake.upsert({DAYS[0]: keyed(("a", 1, 1))}, "flights/weather", ["at", "k"])
+    other = keyed(("a", 2, 1)).with_columns(pl.col("value").cast(pl.Float64))
+    with pytest.raises(SchemaDriftError, match="value is Int64 and Float64"):
+        lake.upsert({DAYS[0]: other}, "flights/weather", ["at", "k"])
+    assert lake.scan("flights/weather").collect().equals(keyed(("a", 1, 1)))
+
+
+def test_writers_at_once_lose_nothing(lake: Lake) -> None:
+    """Each adds its own rows to the same partition, from threads of their own."""
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda n: lake.upsert({DAYS[0]: keyed(("a", n, n))}, "flights/weather", ["at", "k"]), range(12)))
+    assert lake.scan("flights/weather").collect()["value"].to_list() == list(range(12))
