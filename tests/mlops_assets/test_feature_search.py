@@ -1,4 +1,4 @@
-"""Search: all words must be found, names come first, a misspelt word finds the nearest, at ten thousand features too."""
+"""Search: all words must be found, names come first, a misspelt word finds the nearest, also among ten thousand."""
 
 from __future__ import annotations
 
