@@ -7,14 +7,16 @@ no older than its view's ttl, exactly as the point-in-time join of training had 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from weakref import WeakKeyDictionary
 
 from mlops_assets.fields import TypeName
 from mlops_assets.serving.transform import Transform
+from resources.packed_store import TableRead
 
 if TYPE_CHECKING:
     from mlops_assets.declarations import Entity, ModelPipeline, StoredSelection
@@ -24,19 +26,29 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 Reason = Literal["no row", "expired", "from the future"]
 Stand = Literal["nulls", "cold start"]
 Key = tuple[Any, ...]
+Found = tuple[int, Sequence[Any]]  # event time in microseconds, values in the order of the features read
+
+
+class Reader(Protocol):
+    """Reads the tables it was made for, in one round trip; `resources.packed_store.Reader` is one."""
+
+    def read(self, keys: Sequence[Sequence[Key]], /) -> Sequence[Sequence[Found | None]]: ...
 
 
 class Store(Protocol):
     """Where the newest row per key is found; `resources.packed_store.PackedStore` is one."""
 
-    def read(self, table: str, keys: Sequence[Key], /) -> Sequence[tuple[int, dict[str, Any]] | None]: ...
+    def reader(self, reads: Sequence[TableRead], /) -> Reader: ...
 
 
 class EmptyStore:
     """A store with no rows, for a Bento that is served without the platform: every view falls back."""
 
-    def read(self, _: str, keys: Sequence[Key], /) -> list[None]:
-        return [None] * len(keys)
+    def reader(self, _: Sequence[TableRead], /) -> EmptyStore:
+        return self
+
+    def read(self, keys: Sequence[Sequence[Key]], /) -> list[list[Found | None]]:
+        return [[None] * len(wanted) for wanted in keys]
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,14 @@ class ViewRead:
             constant_values(view),
         )
 
+    def instead(self, stand_in: Found | None, at: int) -> tuple[Stand, dict[str, Any]]:
+        """What is used at `at` where there is no usable row; `stand_in` is the newest row of the cold start's table."""
+        if self.cold_start_values is not None:
+            return "cold start", {name: self.cold_start_values.get(name) for name in self.features}
+        if stand_in is None or stand_in[0] > at:
+            return "nulls", dict.fromkeys(self.features)
+        return "cold start", dict(zip(self.features, stand_in[1], strict=True))
+
     def reason_to_refuse(self, event_ts: int, at: int) -> Reason | None:
         """Why a row of `event_ts` may not be used at `at` (both microseconds), or None when it may."""
         if event_ts > at:
@@ -133,6 +153,23 @@ class FeaturePlan:
     @cached_property
     def join_keys(self) -> tuple[str, ...]:
         return tuple(entity.join_key for entity in self.entities)
+
+    @cached_property
+    def reads(self) -> tuple[TableRead, ...]:
+        """The tables to read for an answer: every view's, then those of the cold starts, in the views' order."""
+        stand_ins = [(view.cold_start_table, view.features) for view in self.views if view.cold_start_table]
+        views = [(view.table, view.features) for view in self.views]
+        return tuple(TableRead(table, features) for table, features in [*views, *stand_ins])
+
+    def reader(self, store: Store) -> Reader:
+        """What reads them from a store, made once."""
+        if store not in self._readers:
+            self._readers[store] = store.reader(self.reads)
+        return self._readers[store]
+
+    @cached_property
+    def _readers(self) -> WeakKeyDictionary[Store, Reader]:
+        return WeakKeyDictionary()
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -185,24 +222,25 @@ def moment_of(us: int) -> datetime:
 def look_up(plan: FeaturePlan, store: Store, requests: Sequence[Mapping[str, Any]], at: datetime) -> list[Looked]:
     """The inputs of each request (join keys and request features by name) as known at `at`, in order.
 
-    Each view is read once for all requests. A row newer than `at` or older than the view's ttl is not
-    used: its cold start, or nulls, stand in for it, and a fallback says why.
+    All views are read in one round trip, a key asked many times once. A row newer than `at` or older than the
+    view's ttl is not used: its cold start, or nulls, stand in for it, and a fallback says why.
     """
     known: list[dict[str, Any]] = [{**request, EVENT_TIMESTAMP: at} for request in requests]
     looked = [Looked([], {}, []) for _ in requests]
-    at_us = microseconds(at)
-    for view in plan.views:
-        keys = [tuple(request[name] for name in view.join_keys) for request in requests]
-        cold = _ColdStart(view, store, at_us)
-        for values, answer, key, row in zip(known, looked, keys, _read(view, store, keys), strict=True):
+    asked = [[tuple(request[name] for name in view.join_keys) for request in requests] for view in plan.views]
+    at_us, found = microseconds(at), _found(plan, store, asked)
+    for view, keys, (rows, stand_in) in zip(plan.views, asked, found, strict=True):
+        used, instead = view.instead(stand_in, at_us)
+        for values, answer, key in zip(known, looked, keys, strict=True):
+            row = rows[key]
             reason = "no row" if row is None else view.reason_to_refuse(row[0], at_us)
             if row is None or reason is not None:
                 names = dict(zip(view.join_keys, key, strict=True))
-                answer.fallbacks.append(Fallback(view.view, names, reason, cold.used))  # type: ignore[arg-type]
-                values.update(cold.values)
+                answer.fallbacks.append(Fallback(view.view, names, reason, used))  # type: ignore[arg-type]
+                values.update(instead)
             else:
                 answer.event_times[view.view] = row[0]
-                values.update((name, row[1].get(name)) for name in view.features)
+                values.update(zip(view.features, row[1], strict=True))
     for transform in plan.transforms:
         computed = transform.columns(known)
         for index, values in enumerate(known):
@@ -212,31 +250,13 @@ def look_up(plan: FeaturePlan, store: Store, requests: Sequence[Mapping[str, Any
     return looked
 
 
-def _read(view: ViewRead, store: Store, keys: Sequence[Key]) -> Iterable[tuple[int, dict[str, Any]] | None]:
-    """One row per key; a key asked many times is read once."""
-    distinct = list(dict.fromkeys(keys))
-    found = dict(zip(distinct, store.read(view.table, distinct), strict=True))
-    return (found[key] for key in keys)
-
-
-class _ColdStart:
-    """What stands in for the rows that a view lacks at a moment; read when it is first needed."""
-
-    def __init__(self, view: ViewRead, store: Store, at: int) -> None:
-        self._view, self._store, self._at = view, store, at
-
-    @cached_property
-    def _found(self) -> Mapping[str, Any] | None:
-        if self._view.cold_start_table is None:
-            return self._view.cold_start_values
-        (row,) = self._store.read(self._view.cold_start_table, [()])
-        return row[1] if row is not None and row[0] <= self._at else None
-
-    @property
-    def used(self) -> Stand:
-        return "nulls" if self._found is None else "cold start"
-
-    @property
-    def values(self) -> dict[str, Any]:
-        found = self._found or {}
-        return {name: found.get(name) for name in self._view.features}
+def _found(
+    plan: FeaturePlan, store: Store, asked: Sequence[Sequence[Key]]
+) -> Iterator[tuple[dict[Key, Found | None], Found | None]]:
+    """For each view its rows by key, and the newest stand-in."""
+    distinct = [list(dict.fromkeys(keys)) for keys in asked]
+    answers = plan.reader(store).read([*distinct, *([()] for view in plan.views if view.cold_start_table)])
+    stand_ins = iter(answers[len(distinct) :])
+    for view, keys, rows in zip(plan.views, distinct, answers, strict=False):
+        (stand_in,) = next(stand_ins) if view.cold_start_table else [None]
+        yield dict(zip(keys, rows, strict=True)), stand_in

@@ -126,18 +126,24 @@ def test_a_feature_added_after_the_row_was_written_is_null(store: PackedStore) -
     assert looked.values[1:3] == [50.0, None]
 
 
-def test_each_view_is_read_once_for_many_rows() -> None:
-    """A thousand rows of two keys ask the store for two keys, once a view."""
-    asked: list[tuple[str, int]] = []
+def test_all_views_are_read_in_one_round_trip_for_many_rows() -> None:
+    """A thousand rows of two keys ask the store once, for two keys of each view; its reader is made once."""
+    made: list[list[str]] = []
+    asked: list[list[int]] = []
 
     class Counting(EmptyStore):
-        def read(self, table: str, keys: Any, /) -> list[None]:
-            asked.append((table, len(keys)))
-            return super().read(table, keys)
+        def reader(self, reads: Any, /) -> EmptyStore:
+            made.append([read.table for read in reads])
+            return self
 
-    rows = [{**EWR_BOS, "origin": origin} for origin in ("EWR", "JFK")] * 500
-    assert len(look_up(PLAN, Counting(), rows, NOON)) == 1000
-    assert asked == [("flights__weather", 2), ("flights__route", 2)]
+        def read(self, keys: Any, /) -> list[Any]:
+            asked.append([len(wanted) for wanted in keys])
+            return super().read(keys)
+
+    store, rows = Counting(), [{**EWR_BOS, "origin": origin} for origin in ("EWR", "JFK")] * 500
+    for _ in range(2):
+        assert len(look_up(PLAN, store, rows, NOON)) == 1000
+    assert (made, asked) == ([["flights__weather", "flights__route"]], [[2, 2], [2, 2]])
 
 
 @given(
@@ -147,12 +153,11 @@ def test_each_view_is_read_once_for_many_rows() -> None:
 def test_many_rows_are_answered_as_each_alone(ages: dict[str, timedelta], origins: list[str]) -> None:
     """Batching reads never changes an answer, nor its order."""
 
-    class Fake:
-        def read(self, table: str, keys: Any) -> list[Any]:
-            rows = ages if table == WEATHER.table else {}
-            return [
-                (microseconds(NOON - rows[k[0]]), {"temp": 1.0, "wind": 2.0}) if k[0] in rows else None for k in keys
-            ]
+    class Fake(EmptyStore):
+        def read(self, keys: Any, /) -> list[Any]:
+            weather, route = keys
+            seen = [(microseconds(NOON - ages[k[0]]), (1.0, 2.0)) if k[0] in ages else None for k in weather]
+            return [seen, [None] * len(route)]
 
     rows = [{**EWR_BOS, "origin": origin} for origin in origins]
     assert look_up(PLAN, Fake(), rows, NOON) == [look_up(PLAN, Fake(), [row], NOON)[0] for row in rows]
