@@ -7,19 +7,21 @@ online, and joined by the same rule as everything else: training at time t sees 
 
 from __future__ import annotations
 
-from dataclasses import replace
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from inspect import Parameter, Signature
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from mlops_assets.declarations import EVENT_TIMESTAMP, NUMBERS, Constant, FeatureView, MeanOverEntities, Popularity
 from mlops_assets.fields import Field
 
 if TYPE_CHECKING:
+    import numpy as np
     import polars as pl
 
 SUFFIX = "_cold_start"
-WEIGHT = "__weight"
+WEIGHT, MIDNIGHT = "__weight", "__midnight"
+DAY = timedelta(days=1)
 
 
 def cold_start_view(view: FeatureView) -> FeatureView | None:
@@ -56,65 +58,123 @@ def constant_values(view: FeatureView) -> dict[str, Any] | None:
 
 
 def stand_ins(rows: pl.LazyFrame, view: FeatureView) -> pl.LazyFrame:
-    """One row per midnight at or after which the view had news: the average of the rows of the window up to it."""
-    import polars as pl
+    """One row per midnight at or after which the view had news: the average of the rows of the window up to it.
 
-    held = rows.collect()
-    day, moment = pl.duration(days=1), pl.col(EVENT_TIMESTAMP)
-    floor = moment.dt.truncate("1d")
-    midnights = held.select(pl.when(floor == moment).then(floor).otherwise(floor + day)).to_series().unique().sort()
-    made = [average(held, view, midnight) for midnight in midnights]
-    return (pl.concat(made) if made else held.clear().select(EVENT_TIMESTAMP, *view.schema)).lazy()
-
-
-def average(rows: pl.DataFrame, view: FeatureView, at: datetime) -> pl.DataFrame:
-    """The view's features as one row for `at`, of the rows of its window up to that moment."""
+    The same bytes whatever order the rows come in, and whether they are a year's or those of one window: they are
+    summed by day first, and then over the days of each window.
+    """
     import polars as pl
 
     kind = view.cold_start
     if not isinstance(kind, MeanOverEntities | Popularity):
         raise TypeError(f"{view.title} has no average: its cold start is {kind}.")
-    weight = pl.lit(1.0)
-    if isinstance(kind, Popularity):
-        weight = pl.col(kind.by).cast(pl.Float64).fill_null(0.0).clip(lower_bound=0.0)
+    held = rows.with_columns(_weight(kind), _midnight()).collect().sort(EVENT_TIMESTAMP, *view.join_keys)
+    windows = Windows.of(held[MIDNIGHT], kind.window)
+    columns = [
+        pl.Series(name, _typical(held, name, field, windows), field.polars) for name, field in view.schema.items()
+    ]
+    return pl.LazyFrame([windows.midnights.alias(EVENT_TIMESTAMP), *columns])
+
+
+def _weight(kind: MeanOverEntities | Popularity) -> pl.Expr:
+    """What a row counts; a weight that is missing, negative or not finite counts nothing."""
+    import polars as pl
+
+    if isinstance(kind, MeanOverEntities):
+        return pl.lit(1.0).alias(WEIGHT)
+    given = pl.col(kind.by).cast(pl.Float64)
+    return pl.when(given.is_finite() & (given > 0)).then(given).otherwise(0.0).alias(WEIGHT)
+
+
+def _midnight() -> pl.Expr:
+    """The first midnight at which a row is known."""
+    import polars as pl
+
     moment = pl.col(EVENT_TIMESTAMP)
-    window = rows.filter(moment <= at, moment > at - kind.window).with_columns(weight.alias(WEIGHT))
-    values = {name: _typical(window, name, field) for name, field in view.schema.items()}
-    return pl.DataFrame({EVENT_TIMESTAMP: pl.Series([at], dtype=pl.Datetime("us", "UTC")), **values})
+    floor = moment.dt.truncate("1d")
+    return pl.when(floor == moment).then(floor).otherwise(floor + DAY).alias(MIDNIGHT)
 
 
-def _typical(window: pl.DataFrame, name: str, field: Field) -> pl.Series:
-    """One value: the weighted mean of numbers, element by element of arrays, else the most frequent."""
-    import polars as pl
+@dataclass(frozen=True)
+class Windows:
+    """The midnights with news, and for each the days of its window: `first[i]` up to and with `i`.
 
-    value = pl.col(name)
+    `starts` says at which row each day begins.
+    """
+
+    midnights: pl.Series
+    starts: np.ndarray
+    first: np.ndarray
+
+    @classmethod
+    def of(cls, days: pl.Series, window: timedelta) -> Self:
+        """Of the midnight of each row, ascending."""
+        distinct = days.unique(maintain_order=True)
+        return cls(
+            distinct,
+            days.search_sorted(distinct, "left").to_numpy(),
+            distinct.search_sorted(distinct - window, "right").to_numpy(),
+        )
+
+    def sums(self, values: np.ndarray) -> np.ndarray:
+        """The sum over each window of a number a row."""
+        import numpy as np
+
+        daily = np.add.reduceat(values, self.starts)
+        return np.array([daily[first : at + 1].sum() for at, first in enumerate(self.first)])
+
+    def extremes(self, reduce: np.ufunc, values: np.ndarray) -> np.ndarray:
+        import numpy as np
+
+        daily = reduce.reduceat(values, self.starts)
+        return np.array([reduce.reduce(daily[first : at + 1]) for at, first in enumerate(self.first)])
+
+    @property
+    def pairs(self) -> pl.DataFrame:
+        """Each midnight (`at`) with each day of its window."""
+        import polars as pl
+
+        days = [self.midnights[first : at + 1].to_list() for at, first in enumerate(self.first.tolist())]
+        return pl.DataFrame(
+            [self.midnights.alias("at"), pl.Series(MIDNIGHT, days, pl.List(self.midnights.dtype))]
+        ).explode(MIDNIGHT)
+
+
+def _typical(held: pl.DataFrame, name: str, field: Field, windows: Windows) -> list[Any]:
+    """For each window the weighted mean of a number, element by element of an array, else the most frequent value."""
     if field.dtype == "Float64Array":
-        means = [_mean(window, value.list.get(i, null_on_oob=True)) for i in range(field.size or 0)]
-        typical: Any = None if None in means else means
-    elif field.dtype in NUMBERS:
-        mean = _mean(window, value)
-        typical = round(mean) if mean is not None and field.dtype == "Int64" else mean
-    else:
-        typical = _most_frequent(window, name)
-    return pl.Series(name, [typical], field.polars)
+        elements = [_means(held, held[name].list.get(i, null_on_oob=True), windows) for i in range(field.size or 0)]
+        return [None if None in means else list(means) for means in zip(*elements, strict=True)]
+    if field.dtype not in NUMBERS:
+        return _most_frequent(held, name, windows)
+    means = _means(held, held[name], windows)
+    return [round(mean) if mean is not None and field.dtype == "Int64" else mean for mean in means]
 
 
-def _mean(window: pl.DataFrame, value: pl.Expr) -> float | None:
-    """The weighted mean of what is there; None where nothing is, or nothing has weight."""
+def _means(held: pl.DataFrame, column: pl.Series, windows: Windows) -> list[float | None]:
+    """Never outside the values that count, whatever rounding says; None where none counts."""
+    import numpy as np
     import polars as pl
 
-    number = value.cast(pl.Float64)
-    weight = pl.when(number.is_finite()).then(pl.col(WEIGHT)).otherwise(0.0)
-    total, weighed = window.select(
-        weight.sum().alias("total"), (number.fill_null(0.0) * weight).sum().alias("sum")
-    ).row(0)
-    return weighed / total if total > 0 else None
+    if held.is_empty():
+        return []
+    values = column.cast(pl.Float64).to_numpy()
+    there = np.isfinite(values) & (held[WEIGHT].to_numpy() > 0)
+    weights, numbers = np.where(there, held[WEIGHT].to_numpy(), 0.0), np.where(there, values, 0.0)
+    totals, sums = windows.sums(weights), windows.sums(weights * numbers)
+    low = windows.extremes(np.minimum, np.where(there, values, np.inf))
+    high = windows.extremes(np.maximum, np.where(there, values, -np.inf))
+    means = np.clip(np.divide(sums, totals, out=np.zeros_like(sums), where=totals > 0), low, high)
+    return [float(mean) if total > 0 else None for mean, total in zip(means, totals, strict=True)]
 
 
-def _most_frequent(window: pl.DataFrame, name: str) -> Any:
+def _most_frequent(held: pl.DataFrame, name: str, windows: Windows) -> list[Any]:
     """Of equally frequent values the smallest, so that the same rows give the same value."""
     import polars as pl
 
-    counted = window.drop_nulls(name).group_by(name).agg(pl.col(WEIGHT).sum()).filter(pl.col(WEIGHT) > 0)
-    ordered = counted.sort([WEIGHT, name], descending=[True, False])
-    return ordered[name].first() if ordered.height else None
+    counted = held.filter(pl.col(WEIGHT) > 0).drop_nulls(name).group_by(MIDNIGHT, name).agg(pl.col(WEIGHT).sum())
+    summed = windows.pairs.join(counted, on=MIDNIGHT).group_by("at", name).agg(pl.col(WEIGHT).sum())
+    best = summed.sort(WEIGHT, name, descending=[True, False]).unique("at", keep="first", maintain_order=True)
+    return (
+        windows.midnights.alias("at").to_frame().join(best, on="at", how="left", maintain_order="left")[name].to_list()
+    )

@@ -228,6 +228,12 @@ class FeatureView(_Table):
             raise DeclarationError.of(
                 self.title, "cold_start", unknown, ", ".join(self.schema), "Name features of the view."
             )
+        if isinstance(self.cold_start, MeanOverEntities | Popularity) and (
+            self.cold_start.window <= timedelta(0) or self.cold_start.window % timedelta(days=1)
+        ):
+            raise DeclarationError.of(
+                self.title, "cold_start.window", self.cold_start.window, "whole days, 1 or more", "Stand-ins are daily."
+            )
         if isinstance(self.cold_start, Popularity) and self.schema[self.cold_start.by].dtype not in NUMBERS:
             raise DeclarationError.of(
                 self.title, "cold_start.by", self.cold_start.by, "a number", "Weigh by a count or an amount."
