@@ -17,7 +17,17 @@ import dagster as dg
 from pydantic import Field
 
 from mlops_assets.catalog import Catalog
-from mlops_assets.declarations import FloatRange, Gate, IntRange, ModelPipeline, Monitor, Search, Serve, TimeSplit
+from mlops_assets.declarations import (
+    FloatRange,
+    Gate,
+    IntRange,
+    ModelPipeline,
+    Monitor,
+    Parity,
+    Search,
+    Serve,
+    TimeSplit,
+)
 
 WEEKDAYS = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
 
@@ -113,6 +123,14 @@ class MonitorSpec(dg.Model):
         )
 
 
+class ParitySpec(dg.Model):
+    """`Parity`."""
+
+    rows: int = 200
+    tolerance: float = 1e-6
+    at_most: float = 0.0
+
+
 class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
     """One model's whole life, from YAML."""
 
@@ -128,6 +146,7 @@ class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
     search: SearchSpec = SearchSpec()
     canary: Sequence[int] = (10, 50, 100)
     monitor: MonitorSpec = MonitorSpec()
+    parity: ParitySpec = ParitySpec()
     description: str = ""
     owners: Sequence[str] = ()
 
@@ -147,6 +166,7 @@ class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
             search=self.search.search(),
             serve=Serve(tuple(self.canary)),
             monitor=self.monitor.monitor(),
+            parity=Parity(**self.parity.model_dump()),
             description=self.description,
             owners=tuple(self.owners),
         )

@@ -616,9 +616,8 @@ class Parity:
 
     def __post_init__(self) -> None:
         if self.rows < 1 or self.tolerance < 0 or not 0 <= self.at_most < 1:
-            raise DeclarationError.of(
-                "Parity", "rows, tolerance, at_most", self, "1 or more; 0 or more; [0, 1)", "Mend."
-            )
+            limits = "rows from 1, tolerance from 0, at_most in [0, 1)"
+            raise DeclarationError.of("Parity", "a number", self, limits, "Give one within its limits.")
 
 
 @dataclass(frozen=True)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import dagster as dg
 import pytest
 
 from mlops_assets import (
+    Constant,
     DeclarationError,
     Entity,
     Float64,
+    Float64Array,
     Gate,
     ModelPipeline,
+    Parity,
+    Popularity,
     Search,
     Serve,
     String,
@@ -83,11 +88,36 @@ def pipeline(**changes) -> ModelPipeline:
         (lambda: feature_view(entities=[shop], schema={})(lambda orders: orders), r"name is '<lambda>'"),
         (lambda: feature_view(entities=[shop], schema={"shop_id": Float64})(shop_week.compute), r"features only"),
         (lambda: feature_view(entities=[shop], schema={"a": Float64}, ttl=timedelta(0))(shop_week.compute), r"ttl is"),
+        (lambda: replace(shop_week, schema={"a": Float64Array}), r"schema of 'a', size is None \(allowed: 1 or more"),
+        (lambda: replace(shop_week, schema={"a": Float64("A", size=3)}), r"schema of 'a', size is 3"),
+        (lambda: replace(shop_week, cold_start=Constant({"spent": 0})), r"cold_start is \['spent'\].*Name features"),
+        (lambda: replace(shop_week, cold_start=Popularity("spent")), r"cold_start is \['spent'\] \(allowed: spend"),
+        (lambda: replace(shop_week, schema={"a": String}, cold_start=Popularity("a")), r"cold_start.by is 'a'.*number"),
+        (lambda: replace(orders, stream="orders"), r"source '.*orders': stream is 'orders'.*placed by its time"),
+        (lambda: Parity(rows=0), r"Parity.*rows from 1"),
+        (lambda: Parity(at_most=1.0), r"at_most in \[0, 1\)"),
     ],
 )  # fmt: skip
 def test_a_declaration_that_cannot_be_is_refused_with_the_fix(wrong, says):
     with pytest.raises(DeclarationError, match=says):
         wrong()
+
+
+def test_features_of_one_view_that_are_chosen_apart_are_read_together():
+    """The inputs keep the order in which they were chosen; the view is joined and looked up once."""
+    model = pipeline(features=[shop_week[["visits"]], shop_week[["spend"]]])
+    assert model.inputs == ("basket", "visits", "spend")
+    assert [(item.view.name, item.features) for item in model.selections] == [("shop_week", ("visits", "spend"))]
+
+
+def test_a_stand_in_is_a_table_of_the_catalog():
+    """What stands in for missing rows is declared by the view alone, and published as any other view."""
+    warm = replace(shop_week, cold_start=Popularity("visits", window=timedelta(days=10)))
+    catalog = Catalog.of([orders, warm])
+    stand_in = catalog.view(f"{warm.id}_cold_start")
+    assert stand_in is warm.stand_in
+    assert (stand_in.inputs, stand_in.join_keys, stand_in.lookback) == (("shop_week",), (), timedelta(days=10))
+    assert shop_week.stand_in is None
 
 
 def test_two_declarations_of_one_name_are_refused():

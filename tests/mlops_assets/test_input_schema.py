@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_assets.fields import Bool, Float64, Int64, String, UnixTimestamp
+from mlops_assets.fields import Bool, Float64, Float64Array, Int64, String, UnixTimestamp
 from mlops_assets.input_schema import InputError, InputSchema
 
 FIELDS = {"carrier": String("Airline"), "temp": Float64("Air", unit="degF", minimum=-60), "seats": Int64, "night": Bool}
@@ -110,3 +110,44 @@ def test_an_empty_column_is_all_missing() -> None:
     frame = SEEN.with_columns(pl.lit(None).alias(name) for name in FIELDS)
     assert np.isnan(InputSchema.fit(frame, FIELDS).encode_frame(frame)).all()
     assert SCHEMA.encode([]).shape == SCHEMA.encode_frame(SEEN.clear()).shape == (0, 4)
+
+
+ARRAYS = {
+    "temp": Float64,
+    "embedding": Float64Array("Where it flies", size=3),
+    "carrier": String,
+    "last": Float64Array("", size=1),
+}
+number = st.none() | st.floats(allow_infinity=False, width=32)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            number,
+            st.none() | st.lists(number, min_size=3, max_size=3),
+            st.none() | st.sampled_from(["AA", "UA"]),
+            st.none() | st.lists(number, min_size=1, max_size=1),
+        ),
+        max_size=6,
+    )
+)
+def test_an_array_is_as_many_numbers_as_it_is_long(values) -> None:
+    """Each place has a column of its own, null where the array is; rows and frames give the same."""
+    frame = pl.DataFrame(values, schema={name: field.polars for name, field in ARRAYS.items()}, orient="row")
+    schema = InputSchema.fit(frame, ARRAYS)
+    assert schema.numbers == ("temp", "embedding[0]", "embedding[1]", "embedding[2]", "carrier", "last[0]")
+    assert InputSchema.from_json(json.loads(json.dumps(schema.to_json()))) == schema
+    one, other = schema.encode(values), schema.encode_frame(frame)
+    assert one.shape == (len(values), 6)
+    np.testing.assert_array_equal(one, other)
+    for row, given in zip(one, values, strict=True):
+        wanted = [math.nan] * 3 if given[1] is None else [math.nan if value is None else value for value in given[1]]
+        np.testing.assert_array_equal(row[1:4], np.array(wanted, "f4"))
+
+
+@pytest.mark.parametrize("array", [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0], 1.0, "abc", [1.0, "2", 3.0], [[1.0], 2.0, 3.0]])
+def test_an_array_of_another_length_or_of_no_numbers_is_named(array) -> None:
+    schema = InputSchema.fit(pl.DataFrame(schema={name: field.polars for name, field in ARRAYS.items()}), ARRAYS)
+    with pytest.raises(InputError, match="'embedding'"):
+        schema.encode([[1.0, array, "AA", [1.0]]])
