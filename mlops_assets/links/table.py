@@ -55,7 +55,7 @@ def table_asset(table: Table, catalog: Catalog) -> dg.AssetsDefinition:
         io_manager_key="io_manager",
     )
     def publish(context: dg.AssetExecutionContext, **inputs: Any) -> Iterator[Any]:
-        rows = conform(_computed(table, inputs, _window(context)), table)
+        rows = conform(computed(table, inputs, _window(context)), table)
         judged = claims(rows, table)
         yield from (spec.check_result(key, claim) for claim in judged)
         if broken := [claim for claim in judged if claim.blocking and not claim.passed]:
@@ -109,7 +109,8 @@ def _window(context: dg.AssetExecutionContext) -> tuple[Any, Any] | None:
     return window.start, window.end
 
 
-def _computed(table: Table, inputs: Mapping[str, Any], window: tuple[Any, Any] | None) -> Any:
+def computed(table: Table, inputs: Mapping[str, Any], window: tuple[Any, Any] | None) -> Any:
+    """The table's rows of `window` by its own function, before they are conformed; `inputs` are frames by name."""
     import polars as pl
 
     if isinstance(table, Source):
