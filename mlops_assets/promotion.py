@@ -25,6 +25,7 @@ GATE = "gate"
 PASSED, REFUSED = "passed", "refused"
 BENTO = "bento"
 ROLLED_BACK = "rolled_back"
+PARITY = "feature_parity"
 
 
 class NotPromotableError(RuntimeError):
@@ -137,11 +138,14 @@ class Promotion:
             newest = self.next_champion(model)
             if newest is None:
                 raise NotPromotableError.of(model.id, "anything", "no version passed its gate", fit)
-            return str(newest.version)
+            version = str(newest.version)
         if version not in versions:
             raise NotPromotableError.of(model.id, f"version {version}", "it does not exist", fit)
         if version not in fit:
             raise NotPromotableError.of(model.id, f"version {version}", "it did not pass its gate", fit)
+        if versions[version].tags.get(PARITY) == REFUSED:
+            why = "its Bento reads features online that differ from those offline (check feature_parity)"
+            raise NotPromotableError.of(model.id, f"version {version}", why, fit)
         return version
 
 

@@ -1,6 +1,8 @@
 """The Bento of the champion: an immutable package of model, feature plan, schema, drift baseline and golden rows.
 
-It must answer its golden rows as the model did when it was trained, or nothing is released.
+It must answer its golden rows as the model did when it was trained, and read online the features that training
+would read offline, or nothing is released: the verdict is kept on the registered version, and the endpoint and a
+promotion by hand go by it.
 """
 
 from collections.abc import Iterator
@@ -8,15 +10,32 @@ from typing import Any
 
 import dagster as dg
 
+from mlops_assets import parity
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.links import spec
-from mlops_assets.promotion import Promotion
+from mlops_assets.parity import Report
+from mlops_assets.promotion import PARITY, PASSED, REFUSED, Promotion
+from mlops_assets.replay import plan_of
 from resources.bentos import BentoStore
 from resources.champions import ALIAS
+from resources.feast import FeastResource
+from resources.lake import Lake
 
 LINK = "bento"
 CHECK = "golden_parity"
+SHOWN = 50  # differences on the asset's page
+PROMISES = {
+    CHECK: "It answers golden requests as the model did offline",
+    parity.CHECK: "The features used online are those that offline retrieval gives for the same keys and moments",
+    parity.IN_TIME: "What offline retrieval takes for known at a moment had reached the online store by then",
+}
+
+
+class Replay(dg.Config):
+    """`now_only`: look sampled events up now, though answers are logged; to judge a skew that was mended since."""
+
+    now_only: bool = False
 
 
 def bento_asset(model: ModelPipeline) -> dg.AssetsDefinition:
@@ -32,24 +51,29 @@ def bento_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         tags=spec.model_tags(model, LINK),
         code_version="1",
         automation_condition=spec.on_arrival(),
-        check_specs=spec.check_specs(
-            key, {CHECK: True}, {CHECK: "It answers golden requests as the model did offline"}
-        ),
+        check_specs=spec.check_specs(key, {CHECK: True, parity.CHECK: True, parity.IN_TIME: False}, PROMISES),
     )
-    def bento(promotion: dg.ResourceParam[Promotion]) -> Iterator[Any]:
+    def bento(
+        config: Replay, promotion: dg.ResourceParam[Promotion], feast: FeastResource, lake: Lake
+    ) -> Iterator[Any]:
         version = promotion.mlflow.alias(model.registered_name, ALIAS)
         if version is None:
             raise dg.Failure(f"{model.title} has no champion. Materialize it first.", allow_retries=False)
         tag = promotion.bento_of(model, version)
+        same, in_time, tables = features_replayed(model, promotion.bentos, tag, lake, feast, config.now_only)
+        promotion.mlflow.tag_version(model.registered_name, version, {PARITY: PASSED if same.passed else REFUSED})
         yield dg.MaterializeResult(
             metadata={
                 "tag": tag,
                 "version": version,
                 "path": dg.MetadataValue.path(str(promotion.bentos.path(tag).parents[1])),
+                **tables,
             },
             data_version=dg.DataVersion(tag.partition(":")[2]),
         )
         yield spec.check_result(key, golden_parity(promotion.bentos, tag))
+        yield spec.check_result(key, same, **tables)
+        yield spec.check_result(key, in_time)
 
     return bento
 
@@ -69,3 +93,37 @@ def golden_parity(bentos: BentoStore, tag: str) -> Claim:
         f"Largest difference {difference:g}, at most {GOLDEN_TOLERANCE:g}",
         numbers={"largest_difference": difference},
     )
+
+
+def features_replayed(
+    model: ModelPipeline, bentos: BentoStore, tag: str, lake: Lake, feast: FeastResource, now_only: bool = False
+) -> tuple[Claim, Claim, dict[str, Any]]:
+    """What the Bento reads online against what training reads offline: parity, lateness, and tables of what differs."""
+    from mlops_assets.serving.bundle import BrokenBundleError
+    from mlops_assets.serving.prediction_log import PredictionLog
+    from resources.lake import NotMaterializedError, SchemaDriftError, UnreadableFileError
+
+    try:
+        report = parity.differences(
+            model,
+            plan_of(bentos.path(tag)),
+            lake=lake,
+            store=feast.packed(),
+            bentos=bentos,
+            log=PredictionLog(),
+            now_only=now_only,
+        )
+    except (BrokenBundleError, NotMaterializedError, SchemaDriftError, UnreadableFileError) as problem:
+        return *parity.unjudged(problem), {}
+    return parity.feature_parity(report, model.parity.at_most), parity.features_in_time(report), _tables(report)
+
+
+def _tables(report: Report) -> dict[str, Any]:
+    """The features that differ and the first differences, those that count before late ones."""
+    if not report.differences:
+        return {}
+    first = [*report.skewed, *report.late][:SHOWN]
+    return {
+        "differing_features": spec.table(parity.FEATURE_COLUMNS, report.by_feature),
+        "differences": spec.table(parity.COLUMNS, [one.cells for one in first]),
+    }

@@ -13,7 +13,7 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.links import spec
-from mlops_assets.promotion import BENTO, Promotion
+from mlops_assets.promotion import BENTO, PARITY, REFUSED, Promotion
 from resources.champions import ALIAS
 from resources.releases import ReleaseRecord
 
@@ -43,10 +43,17 @@ def endpoint_asset(model: ModelPipeline) -> dg.AssetsDefinition:
     def endpoint(context: dg.AssetExecutionContext, promotion: dg.ResourceParam[Promotion]) -> Iterator[Any]:
         with promotion.champions.turn(model.id):
             version = promotion.mlflow.alias(model.registered_name, ALIAS)
-            tag = promotion.mlflow.version(model.registered_name, version).tags.get(BENTO) if version else None
+            tags = promotion.mlflow.version(model.registered_name, version).tags if version else {}
+            tag = tags.get(BENTO)
             if version is None or tag is None:
                 raise dg.Failure(
                     f"{model.title} has no champion with a Bento. Materialize its bento first.", allow_retries=False
+                )
+            if tags.get(PARITY) == REFUSED:
+                raise dg.Failure(
+                    f"{tag} of {model.title} reads features online that differ from those offline: see its check "
+                    "feature_parity. Mend them, then materialize the bento again.",
+                    allow_retries=False,
                 )
             record = promotion.releases.start_canary(
                 model.id,

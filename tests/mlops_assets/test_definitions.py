@@ -277,7 +277,7 @@ def test_what_must_not_go_on_is_blocking(key: str):
         "training_set": {"point_in_time_proof", "nothing_after_the_cutoff"},
         "candidate": {"clears_floor", "beats_champion", "worst_slice", "latency"},
         "champion": {"alias_is_newest_passed"},
-        "bento": {"golden_parity"},
+        "bento": {"golden_parity", "feature_parity"},
         "endpoint": {"champion_released"},
         "scores": {"scored_all"},
     }
