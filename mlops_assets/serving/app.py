@@ -40,7 +40,7 @@ from mlops_assets.serving.request import (
     request_id,
 )
 from resources.bentos import BentoStore
-from resources.packed_store import PackedStore, online_store_url
+from resources.packed_store import OnlineStoreUnavailableError, PackedStore, online_store_url
 from resources.releases import ReleaseStore, Variant
 
 INLINE_ROWS = 32  # more than a thread hop costs; beyond it the event loop would keep others waiting
@@ -163,6 +163,7 @@ def create_app(open_serving: Callable[[], Serving]) -> FastAPI:
     app = FastAPI(title="Models", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.openapi = lambda: openapi(app.state.serving.releases)  # type: ignore[method-assign]
     app.add_exception_handler(InvalidRequestError, _refused)  # type: ignore[arg-type]  # typed for any Exception
+    app.add_exception_handler(OnlineStoreUnavailableError, _unavailable)
     app.add_route("/healthz", _healthz, methods=["GET"])
     app.add_route("/readyz", _readyz, methods=["GET"])
     app.add_route("/docs", _docs, methods=["GET"])
@@ -242,6 +243,14 @@ async def _docs(_: Request) -> Response:
 
 async def _refused(_: Request, error: InvalidRequestError) -> Response:
     return _json(error.to_json(), error.status)
+
+
+async def _unavailable(_: Request, error: Exception) -> Response:
+    """Without the online store no features can be looked up; rows that bring their own are still answered."""
+    problem = InvalidRequestError.of(str(error), "Ask again in a moment, or send all inputs under features.", None, 503)
+    answer = _json(problem.to_json(), problem.status)
+    answer.headers["Retry-After"] = "1"
+    return answer
 
 
 def _model(request: Request) -> str:

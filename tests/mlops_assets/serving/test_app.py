@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -290,3 +291,25 @@ def test_the_openapi_page_names_real_fields_and_its_example_answers(ask: Any, re
     assert content["example"] == example(release)
     (answer,) = answers(ask(content["example"]))
     assert answer["prediction"] == pytest.approx(release.golden.predictions[0], abs=1e-6)
+
+
+def test_an_online_store_that_is_away_is_said_and_full_rows_are_answered(release: Release, log: PredictionLog) -> None:
+    """503 with the way out where features must be looked up; what needs no look-up is answered as ever."""
+    with socket.socket() as bound:  # a port that is taken, and where nobody listens
+        bound.bind(("127.0.0.1", 0))
+        _ask_while_away(release, log, bound.getsockname()[1])
+
+
+def _ask_while_away(release: Release, log: PredictionLog, port: int) -> None:
+    away = PackedStore.open(f"redis://127.0.0.1:{port}/0")
+
+    async def ask(row: dict[str, Any]) -> httpx.Response:
+        app = create_app(lambda: Serving(OneRelease(release, "flights_late_arrival:abc", "7"), away, log.writer()))
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
+        async with app.router.lifespan_context(app), client:
+            return await client.post(PREDICT, json={"rows": [row]})
+
+    refused = anyio.run(ask, ROW)
+    ((_, _, problem),) = errors(refused, 503)
+    assert f"127.0.0.1:{port}" in problem and refused.headers["Retry-After"] == "1"
+    assert len(answers(anyio.run(ask, {"features": FULL}))) == 1
