@@ -1,6 +1,6 @@
 """Feast as a resource: its registry, and rows published online in its own format and packed beside it.
 
-    <home>/feast/registry.db, online_store.db (Feast's)      packed.db (`resources.packed_store`)
+    <home>/feast/registry.db      online_store.db, or Redis: Feast's format and `resources.packed_store`'s
 
 `feature_assets/feature_store.yaml` configures it, for the command line and for us alike. The rule that must never
 break: an older event never replaces a newer one, and what plain Feast reads is what the endpoint reads.
@@ -9,9 +9,12 @@ Importing Feast takes ten seconds: it is imported when the store is first used.
 """
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -20,13 +23,22 @@ from filelock import FileLock
 from pydantic import PrivateAttr
 
 from resources.environment import PROJECT, home
-from resources.packed_store import PackedStore, Row, online_store_url
+from resources.packed_row import TIMES
+from resources.packed_store import PackedStore, online_store_url
 
 if TYPE_CHECKING:
     import feast
     import polars as pl
 
+    from resources.online_agreement import Difference
+    from resources.online_rows import OnlineView
+    from resources.online_store import NewestWins
+
 REPOSITORY = PROJECT / "feature_assets"
+ROWS_AT_ONCE = 20_000  # of a publication: what a kill may cost, and what is in memory twice
+KEYS_AT_ONCE = 1_000  # of a comparison of the two formats
+Progress = Callable[[int, int], object]
+log = logging.getLogger(__name__)
 
 
 class UnknownViewError(LookupError):
@@ -49,16 +61,13 @@ class Published:
 
 
 class FeastResource(dg.ConfigurableResource[Any]):
-    """The feature store; `online_store` is the URL of another online store than the environment's.
-
-    Writers of one machine take turns (a lock under the home directory); across machines the packed store
-    alone keeps the newest row by itself.
-    """
+    """The feature store; `online_store` is the URL of another online store than the environment's."""
 
     online_store: str | None = None
 
     _store: "feast.FeatureStore | None" = PrivateAttr(default=None)
     _packed: PackedStore | None = PrivateAttr(default=None)
+    _views: "dict[str, OnlineView]" = PrivateAttr(default_factory=dict)
 
     def store(self) -> "feast.FeatureStore":
         """Feast's own store, for everything that Feast does."""
@@ -89,40 +98,68 @@ class FeastResource(dg.ConfigurableResource[Any]):
             else:
                 self._store = None  # a registry that was deleted is made anew with its store
             self.store().apply(list(objects))
+            self._views.clear()
             applied.write_text(wanted + _digest(registry))
             return True
 
-    def write_online(self, table: str, frame: "pl.DataFrame", *, republish: bool = False) -> Published:
+    def write_online(
+        self, table: str, frame: "pl.DataFrame", *, republish: bool = False, progress: Progress | None = None
+    ) -> Published:
         """Publish the newest row per key of `frame` (join keys, `event_timestamp`, features) to view `table`.
 
-        Rows that the packed store already holds, or holds a newer event for, are not written again;
-        `republish` writes the held ones too, to fill a store that was emptied. Rows with a null key
-        are of nothing and are left out; a NaN or an infinity is published as null. Raises UnknownViewError.
+        Rows that the store already holds, or holds a newer event for, are not written again; `republish` writes the
+        held ones too, to fill a format that was emptied. A chunk is written whole, in both formats, so a publication
+        that was cut off goes on where it was when it is repeated; `progress` is told the keys done and the keys in
+        all after each. Rows with a null key are of nothing and are left out; a NaN or an infinity, also in an array,
+        is published as null. Raises UnknownViewError, OnlineStoreUnavailableError.
         """
-        view = self._view(table)
-        columns = [*view.join_keys, "event_timestamp", *(feature.name for feature in view.features)]
-        newest = finite(newest_per_key(frame.select(columns), view.join_keys))
-        with self._alone("online"):
-            rows = packed_rows(newest, view.join_keys)
-            held = self.packed().read(table, [key for key, _, _ in rows])
-            wanted = [_takes_effect(row, old, republish) for row, old in zip(rows, held, strict=True)]
-            if any(wanted):
-                # Feast first: if we are cut off in between, the packed store still asks for these rows next time.
-                self._write_feast(view, newest.filter(wanted))
-                self.packed().write(table, [row for row, want in zip(rows, wanted, strict=True) if want])
-        return Published(keys=len(rows), written=sum(wanted))
+        view = self._online(table)
+        newest = finite(newest_per_key(frame.select(_columns(view, frame)), view.join_keys, *_times(view, frame)))
+        tell, written, done = progress or _logged(table), 0, 0
+        for part in newest.iter_slices(ROWS_AT_ONCE):
+            written += self._publish(view, part, republish)
+            done += part.height
+            tell(done, newest.height)
+        return Published(keys=newest.height, written=written)
 
-    def read_online(self, table: str, keys: Sequence[tuple[Any, ...]], features: Sequence[str]) -> list[dict[str, Any]]:
-        """The features of each key through plain Feast, in order; None where it holds nothing. For checks."""
+    def read_online(
+        self, table: str, keys: Sequence[tuple[Any, ...]], features: Sequence[str], at: datetime | None = None
+    ) -> list[dict[str, Any]]:
+        """The features of each key through plain Feast, in order; None where it holds nothing. For checks.
+
+        Feast's own clients see a value until its ttl is over; this sees what is held, or with `at` what they would
+        have seen then.
+        """
         if not keys:
             return []
-        join_keys = self._view(table).join_keys
-        answer = self.store().get_online_features(
-            features=[f"{table}:{name}" for name in features],
-            entity_rows=[dict(zip(join_keys, key, strict=True)) for key in keys],
-        )
+        from resources.online_store import reading_at
+
+        view, store = self._online(table), self.store()
+        with reading_at(at):
+            answer = store.get_online_features(
+                features=[f"{table}:{name}" for name in features],
+                entity_rows=[dict(zip(view.join_keys, key, strict=True)) for key in keys],
+            )
         columns = answer.to_dict()
         return [{name: columns[name][row] for name in features} for row in range(len(keys))]
+
+    def empty_online(self, table: str) -> None:
+        """Forget every row of view `table` in both formats. Readers find nothing until it is published again."""
+        config, view = self.store().config, self._view(table)
+        self._online_store().empty(config, view)
+
+    def online_differences(self, table: str) -> "Iterator[Difference]":
+        """Where the packed rows of a view and Feast's own format disagree: (key, feature, packed value, Feast's).
+
+        Nothing, unless somebody wrote past this store. The feature `event_timestamp` stands for the time; Feast
+        knows whole seconds of times, and so does this.
+        """
+        from resources.online_agreement import differences, feast_rows
+
+        read = feast_rows(self.store(), self._view(table))
+        rows = self.packed().rows(self._online(table).table)
+        while some := list(islice(rows, KEYS_AT_ONCE)):
+            yield from differences(some, read([key for key, _, _ in some]))
 
     @property
     def _url(self) -> str:
@@ -150,50 +187,86 @@ class FeastResource(dg.ConfigurableResource[Any]):
             raise UnknownViewError.of(table, list(known))
         return known[table]
 
-    def _write_feast(self, view: "feast.FeatureView", rows: "pl.DataFrame") -> None:
-        from feast.utils import _convert_arrow_to_proto
+    def _online(self, table: str) -> "OnlineView":
+        """What publishing a view takes, looked up once."""
+        if table not in self._views:
+            from resources.online_rows import OnlineView
 
-        from resources.polars_offline_store import arrow
+            self._views[table] = OnlineView.of(self.store().config, self._view(table))
+        return self._views[table]
 
-        join_keys = {column.name: column.dtype.to_value_type() for column in view.entity_columns}
-        protos = _convert_arrow_to_proto(arrow(rows), view, join_keys)
-        # The rows were compared before; in Redis Feast would again, and drop a correction of the same event time.
-        config = self._config(skip_dedup=True)
-        provider = self.store()._get_provider()  # noqa: SLF001  Feast's public way goes through pandas, and loses nulls
-        provider.online_write_batch(config, view, protos, progress=None)
+    def _online_store(self) -> "NewestWins":
+        return self.store()._get_provider().online_store  # noqa: SLF001  Feast has no public way to its store
+
+    def _publish(self, view: "OnlineView", part: "pl.DataFrame", republish: bool) -> int:
+        """Write the rows of `part` that the store does not hold; how many took effect."""
+        from dataclasses import replace
+
+        import polars as pl
+
+        from resources.online_rows import beside_frame, packed_batch
+
+        store, batch = self.packed(), packed_batch(view, part)
+        (held,) = store.fetch([(view.table, batch.keys)])
+        wanted = [republish or _takes_effect(row, old) for row, old in zip(batch.rows, held, strict=True)]
+        if not any(wanted):
+            return 0
+        chosen = batch if all(wanted) else batch.only(wanted)
+        rows = part if all(wanted) else part.filter(pl.Series(wanted))
+        return store.publish(view.table, replace(chosen, beside=beside_frame(view, rows, store)))
 
 
-def newest_per_key(frame: "pl.DataFrame", join_keys: Sequence[str]) -> "pl.DataFrame":
-    """The row of the latest `event_timestamp` of each key, the last of equals."""
-    whole = frame.drop_nulls([*join_keys, "event_timestamp"])
-    return whole.sort("event_timestamp", maintain_order=True).unique(join_keys, keep="last", maintain_order=True)
+def _columns(view: "OnlineView", frame: "pl.DataFrame") -> list[str]:
+    return [*view.join_keys, *_times(view, frame), *view.features]
+
+
+def _times(view: "OnlineView", frame: "pl.DataFrame") -> list[str]:
+    """The columns by which rows of a key are told apart: the event time, and the created time where there is one."""
+    created = view.created_timestamp
+    return [view.event_timestamp, *([created] if created in frame.columns and created else [])]
+
+
+def newest_per_key(frame: "pl.DataFrame", join_keys: Sequence[str], *times: str) -> "pl.DataFrame":
+    """The row of the latest time of each key, the last of equals; of a view without keys, the latest of all."""
+    whole = frame.drop_nulls([*join_keys, times[0]]).sort(times, maintain_order=True, nulls_last=False)
+    return whole.unique(join_keys, keep="last", maintain_order=True) if join_keys else whole.tail(1)
 
 
 def finite(frame: "pl.DataFrame") -> "pl.DataFrame":
-    """NaN and infinity as null: JSON has no other word for them, and both stores must say the same."""
+    """NaN and infinity as null, and an array that holds one: JSON has no other word for them."""
     import polars as pl
     from polars import selectors
 
     floats = selectors.float()
-    return frame.with_columns(pl.when(floats.is_finite()).then(floats).name.keep())
+    vectors = [name for name, dtype in frame.schema.items() if _is_vector(dtype)]
+    whole = [pl.col(name).list.eval(pl.element().is_finite().fill_null(False)).list.all() for name in vectors]
+    return frame.with_columns(
+        pl.when(floats.is_finite()).then(floats).name.keep(),
+        *(pl.when(good).then(pl.col(name)).alias(name) for name, good in zip(vectors, whole, strict=True)),
+    )
 
 
-def packed_rows(frame: "pl.DataFrame", join_keys: Sequence[str]) -> list[Row]:
-    """The frame's rows as the packed store takes them."""
-    keys = frame.select(join_keys).rows()
-    times = frame["event_timestamp"].dt.epoch("us").to_list()
-    features = frame.drop(*join_keys, "event_timestamp").to_dicts()
-    return list(zip(keys, times, features, strict=True))
+def _is_vector(dtype: "pl.DataType") -> bool:
+    import polars as pl
+
+    return isinstance(dtype, pl.List) and dtype.inner.is_float()
 
 
-def _takes_effect(row: Row, held: tuple[int, dict[str, Any]] | None, republish: bool) -> bool:
-    import orjson
-
-    _, event_ts, features = row
-    if held is None or event_ts > held[0]:
+def _takes_effect(row: bytes, held: bytes | None) -> bool:
+    """Whether a packed row is news: not held as it is, and not older than what is held."""
+    if held is None:
         return True
-    # As JSON, since that is what is held: a time is text there, a NaN null.
-    return event_ts == held[0] and (republish or orjson.dumps(features) != orjson.dumps(held[1]))
+    return row != held and TIMES.unpack_from(row) >= TIMES.unpack_from(held)
+
+
+def _logged(table: str) -> Progress:
+    """A line per chunk of a publication that takes more than one."""
+
+    def tell(done: int, total: int) -> None:
+        if total > ROWS_AT_ONCE:
+            log.info("%s: %d of %d keys published", table, done, total)
+
+    return tell
 
 
 def _state(name: str) -> Path:

@@ -11,19 +11,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any, Self
-from urllib.parse import SplitResult, urlsplit
+from typing import Self
 from uuid import uuid4
 
-from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
 from feast.infra.registry.file import FileRegistryStore
 from feast.protos.feast.core.Registry_pb2 import Registry
-from feast.repo_config import FeastConfigBaseModel, RegistryConfig
+from feast.repo_config import RegistryConfig
 from feast.utils import _utc_now
 from filelock import FileLock
 
 from resources.environment import home
-from resources.packed_store import online_store_url
 
 
 class StaleRegistryError(RuntimeError):
@@ -50,35 +47,3 @@ class HomeRegistryStore(FileRegistryStore):
             beside = self._filepath.with_name(f".{self._filepath.name}.{uuid4().hex}.tmp")
             beside.write_bytes(registry_proto.SerializeToString())
             os.replace(beside, self._filepath)
-
-
-class HomeOnlineStoreConfig:
-    """Becomes Feast's own configuration of the environment's online store, SQLite or Redis, at `url`.
-
-    Other `options` are Feast's own for Redis; SQLite has no use for them.
-    """
-
-    def __new__(cls, url: str | None = None, **options: Any) -> FeastConfigBaseModel:
-        options.pop("type", None)  # this class, as the yaml names it
-        where = urlsplit(url or online_store_url())
-        return _redis(where, options) if where.scheme in ("redis", "rediss") else _sqlite()
-
-
-def _sqlite() -> FeastConfigBaseModel:
-    path = home() / "feast" / "online_store.db"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return SqliteOnlineStoreConfig(path=str(path))
-
-
-def _redis(where: SplitResult, options: dict[str, Any]) -> FeastConfigBaseModel:
-    from feast.infra.online_stores.redis import RedisOnlineStoreConfig
-
-    parameters = {
-        "db": where.path.strip("/") or "0",
-        "ssl": "true" if where.scheme == "rediss" else None,
-        "username": where.username,
-        "password": where.password,
-    }
-    given = [f"{name}={value}" for name, value in parameters.items() if value]
-    address = f"{where.hostname}:{where.port or 6379}"
-    return RedisOnlineStoreConfig(connection_string=",".join([address, *given]), **options)

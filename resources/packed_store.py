@@ -20,8 +20,9 @@ import sqlite3
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any, Self, TypeVar
 from urllib.parse import urlsplit
@@ -72,7 +73,7 @@ class OnlineStoreUnavailableError(ConnectionError):
 
 def online_store_url() -> str:
     """Where the online store is: MLOPS_ONLINE_STORE, the environment's Redis, or an SQLite file under home."""
-    return os.environ.get("MLOPS_ONLINE_STORE") or redis_url() or f"sqlite:///{home() / 'feast' / 'packed.db'}"
+    return os.environ.get("MLOPS_ONLINE_STORE") or redis_url() or f"sqlite:///{home() / 'feast' / 'online_store.db'}"
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.keys)
 
+    def only(self, wanted: Sequence[bool]) -> Self:
+        """The wanted rows, with nothing beside yet."""
+        return type(self)(self.layouts, list(compress(self.keys, wanted)), list(compress(self.rows, wanted)))
+
 
 @dataclass(frozen=True)
 class FeastHashes:
@@ -108,8 +113,9 @@ class FeastHashes:
 
 @dataclass(frozen=True)
 class FeastStatement:
-    """Feast's format in SQLite: row i is written by `statement` with each of `parameters[i]`."""
+    """Feast's format in SQLite: row i is `statement` with each of `parameters[i]`, into what `table` makes."""
 
+    table: str
     statement: str
     parameters: Sequence[Sequence[tuple[Any, ...]]]
 
@@ -235,6 +241,10 @@ class PackedStore(ABC):
         """Give connections back; the store is not usable afterwards."""
 
     @abstractmethod
+    def answers(self) -> AbstractContextManager[None]:
+        """A block in which a store that does not answer raises OnlineStoreUnavailableError."""
+
+    @abstractmethod
     def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
         """The packed rows of the keys of each table, all in one round trip."""
 
@@ -324,13 +334,19 @@ class SqlitePackedStore(PackedStore):
         except IndexError:
             connection = self._connect()
         try:
-            yield connection
+            with self.answers():
+                yield connection
+        finally:
+            self._idle.append(connection)
+
+    @contextmanager
+    def answers(self) -> Iterator[None]:
+        try:
+            yield
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
                 raise OnlineStoreUnavailableError.of(str(self._path), error) from error
             raise
-        finally:
-            self._idle.append(connection)
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=self.PATIENCE, isolation_level=None, check_same_thread=False)
@@ -360,6 +376,7 @@ class SqlitePackedStore(PackedStore):
             newer = self._newer(connection, rows)
             connection.executemany(self.KEEP_NEWEST, (rows[at] for at in newer))
             if batch.beside is not None:
+                connection.execute(batch.beside.table)
                 beside = batch.beside.parameters[part]
                 connection.executemany(batch.beside.statement, (cells for at in newer for cells in beside[at]))
         return len(newer)
@@ -466,20 +483,17 @@ class RedisPackedStore(PackedStore):
     CHUNK = 500  # a few milliseconds of the server's time
     CHUNKS_AT_ONCE = 8
     LAYOUTS = "mlops:layouts"
-    TRIES, PAUSE, LONGEST_PAUSE = 6, 0.05, 0.8  # seconds: it is given up after about two
 
     def __init__(self, url: str) -> None:
         super().__init__()
         import redis
-        from redis.backoff import ExponentialBackoff
-        from redis.retry import Retry
 
-        retry = Retry(ExponentialBackoff(cap=self.LONGEST_PAUSE, base=self.PAUSE), self.TRIES)
         self._where = _without_password(url)
-        self._client = redis.Redis.from_url(url, socket_timeout=10, socket_connect_timeout=5, retry=retry)
+        options = {"socket_timeout": 10, "socket_connect_timeout": 5, "retry": patient_retry()}
+        self._client = redis.Redis.from_url(url, **options)
 
     @contextmanager
-    def _answers(self) -> Iterator[None]:
+    def answers(self) -> Iterator[None]:
         import redis
 
         try:
@@ -498,7 +512,7 @@ class RedisPackedStore(PackedStore):
         return self._write_parts(table, batch, [part])
 
     def _write_parts(self, table: str, batch: Batch, parts: Sequence[slice]) -> int:
-        with self._answers(), self._client.pipeline(transaction=False) as pipeline:
+        with self.answers(), self._client.pipeline(transaction=False) as pipeline:
             for part in parts:
                 pipeline.execute_command("EVAL", self.KEEP_NEWEST, *self._arguments(table, batch, part))
             return sum(pipeline.execute())
@@ -513,7 +527,7 @@ class RedisPackedStore(PackedStore):
 
     def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
         wanted = [(self._hash(table), keys) for table, keys in asked if keys]
-        with self._answers():
+        with self.answers():
             if len(wanted) == 1:
                 answers = iter([self._client.hmget(*wanted[0])])
             else:
@@ -524,24 +538,32 @@ class RedisPackedStore(PackedStore):
         return [next(answers) if keys else [] for _, keys in asked]
 
     def _scan(self, table: str) -> Iterator[tuple[bytes, bytes]]:
-        with self._answers():
+        with self.answers():
             yield from self._client.hscan_iter(self._hash(table), count=1_000)
 
     def clear(self, table: str) -> None:
-        with self._answers():
+        with self.answers():
             self._client.unlink(self._hash(table))
 
     def _count(self, table: str) -> int:
-        with self._answers():
+        with self.answers():
             return int(self._client.hlen(self._hash(table)))
 
     def _layout(self, layout_id: bytes) -> bytes:
-        with self._answers():
+        with self.answers():
             return bytes(self._client.hget(self.LAYOUTS, layout_id))
 
     @staticmethod
     def _hash(table: str) -> str:
         return f"mlops:rows:{table}"
+
+
+def patient_retry() -> Any:
+    """How often a Redis that went away is asked again: six times within about two seconds."""
+    from redis.backoff import ExponentialBackoff
+    from redis.retry import Retry
+
+    return Retry(ExponentialBackoff(cap=0.8, base=0.05), 6)
 
 
 def _without_password(url: str) -> str:

@@ -135,7 +135,7 @@ def test_the_deployed_online_store_is_the_named_redis(deployed: Path, monkeypatc
     monkeypatch.delenv("MLOPS_ONLINE_STORE", raising=False)
     assert online_store_url() == ADDRESSES[REDIS.variable]
     monkeypatch.setenv("MLOPS_ENV", "local")
-    assert online_store_url() == f"sqlite:///{deployed / 'feast' / 'packed.db'}"
+    assert online_store_url() == f"sqlite:///{deployed / 'feast' / 'online_store.db'}"
 
 
 def test_the_webhook_is_used_and_never_shown(home: Path, monkeypatch: pytest.MonkeyPatch):

@@ -71,7 +71,7 @@ def rows(*given: tuple[str | None, int | None, int, float | None]) -> pl.DataFra
 
 @pytest.fixture(params=["sqlite", "redis"])
 def url(request: pytest.FixtureRequest, home: Path) -> str:
-    return f"sqlite:///{home}/feast/packed.db" if request.param == "sqlite" else request.getfixturevalue("redis_url")
+    return f"sqlite:///{home}/feast/online_store.db" if request.param == "sqlite" else request.getfixturevalue("redis_url")
 
 
 @pytest.fixture

@@ -205,7 +205,7 @@ def test_an_unknown_scheme_names_the_known_ones() -> None:
 
 def test_the_store_is_found_by_the_environment(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLOPS_ONLINE_STORE", raising=False)
-    assert online_store_url() == f"sqlite:///{home}/feast/packed.db"
+    assert online_store_url() == f"sqlite:///{home}/feast/online_store.db"
     monkeypatch.setenv("MLOPS_ONLINE_STORE", "redis://cache:6379/0")
     assert online_store_url() == "redis://cache:6379/0"
 
