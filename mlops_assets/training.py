@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from mlops_assets.fields import Field
 from mlops_assets.input_schema import InputSchema
 from mlops_assets.metrics import METRICS, metrics_of
+from mlops_assets.newcomers import Newcomers
 from mlops_assets.search import Judged, best_trial
 from mlops_assets.trainers import Trainer, load_predictor, trainer_named
 
@@ -74,6 +75,7 @@ class Task:
     trainer: Trainer
     parts: Parts
     schema: InputSchema
+    newcomers: Newcomers | None
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any]) -> Self:
@@ -81,10 +83,12 @@ class Task:
 
         trainer = trainer_named(arguments["trainer"]["name"], **arguments["trainer"]["params"])
         frame = pl.read_parquet(arguments["training_set"])
-        _refuse_missing_columns(arguments, frame.columns)
+        newcomers = Newcomers(**arguments["newcomers"]) if arguments["newcomers"] else None
+        needed = [*_holdout_columns(arguments), *(newcomers.columns if newcomers else [])]
+        _refuse_missing_columns(arguments, frame.columns, needed)
         parts = split(frame, arguments)
         _refuse_unusable_labels(arguments, parts, trainer)
-        return cls(arguments, trainer, parts, InputSchema.fit(parts.train, _fields(arguments["fields"])))
+        return cls(arguments, trainer, parts, InputSchema.fit(parts.train, _fields(arguments["fields"])), newcomers)
 
     @property
     def seed(self) -> int:
@@ -107,7 +111,7 @@ class Task:
 
 def training_arguments(pipeline: ModelPipeline, cutoff: datetime, training_set: Path, out: Path) -> dict[str, Any]:
     """What `train` needs to know of a pipeline, as JSON. `cutoff` is an instant with a zone."""
-    times, trainer = pipeline.split, pipeline.trainer
+    times, trainer, newcomers = pipeline.split, pipeline.trainer, Newcomers.of(pipeline)
     return {
         "model": pipeline.id,
         "training_set": str(training_set),
@@ -125,6 +129,7 @@ def training_arguments(pipeline: ModelPipeline, cutoff: datetime, training_set: 
         },
         "search": _search_document(pipeline.search),
         "metric": pipeline.gate.metric,
+        "newcomers": asdict(newcomers) if newcomers else None,
     }
 
 
@@ -147,6 +152,7 @@ def train(arguments: Mapping[str, Any]) -> dict[str, Any]:
     model = task.trainer.fit(task.x(learnable), task.y(learnable), None, None, best.params | best.learned, task.seed)
     fitted = time.monotonic()
     predictions = _publish(task, model, out)
+    cold = cold_starts(task, best.params | best.learned) if task.newcomers else None
     metrics = {"holdout": task.metrics(task.parts.holdout, predictions), "validation": best.metrics}
     logger.info("%s: %s %.5f on the holdout", arguments["model"], metric.name, metrics["holdout"][metric.name])
     return {
@@ -160,6 +166,7 @@ def train(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "seconds": {"search": searched - started, "fit": fitted - searched, "total": time.monotonic() - started},
         "importance": dict(zip(task.schema.numbers, task.trainer.importance(model), strict=False)),
+        "cold_starts": cold,
         "bundle": str(out / "bundle"),
         "holdout": str(out / "holdout.parquet"),
         "trials": str(out / "trials.jsonl"),
@@ -195,15 +202,38 @@ def evaluate(bundle: Path, frame: pl.DataFrame) -> pl.Series:
     return pl.Series(PREDICTION, load_predictor(framework, bundle / "model")(schema.encode_frame(frame)))
 
 
+def cold_starts(task: Task, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The gate's metric on holdout rows of keys held out as new, with their stand-ins and with nulls.
+
+    `{"rows", "stand_ins", "nulls"}`, or `{"rows", "problem"}` where there is nothing to judge by. One more fit, with
+    the parameters that the search chose.
+    """
+    newcomers, metric = task.newcomers, METRICS[task.arguments["metric"]]
+    if newcomers is None:
+        raise ValueError(f"{task.arguments['model']} has no cold start to judge.")
+    known, new = task.parts.learnable.filter(~newcomers.mark()), task.parts.holdout.filter(newcomers.mark())
+    for rows, what in ((known, "what is left to learn from"), (new, "the holdout of new keys")):
+        if problem := _label_problem(rows[task.arguments["label"]], task.trainer):
+            return {"rows": new.height, "problem": f"{what} {problem}"}
+    model = task.trainer.fit(task.x(known), task.y(known), None, None, dict(params), task.seed)
+    fed = {"stand_ins": newcomers.helped(new), "nulls": newcomers.unhelped(new)}
+    values = {name: metric.compute(task.y(new), _as_served(task, model, task.x(rows))) for name, rows in fed.items()}
+    return {"rows": new.height, **values}
+
+
 def _judge(task: Task, params: dict[str, Any]) -> Judged:
     """Fit on the train rows with early stopping, and judge by the model's saved file on the validation rows."""
     train, valid = task.parts.train, task.parts.validation
     x_valid = task.x(valid)
     model = task.trainer.fit(task.x(train), task.y(train), x_valid, task.y(valid), params, task.seed)
+    return Judged(params, task.trainer.learned(model), task.metrics(valid, _as_served(task, model, x_valid)))
+
+
+def _as_served(task: Task, model: Any, x: np.ndarray) -> np.ndarray:
+    """What the model's saved file predicts."""
     with tempfile.TemporaryDirectory() as scratch:
         task.trainer.save(model, Path(scratch))
-        predictions = load_predictor(task.trainer.framework, Path(scratch))(x_valid)
-    return Judged(params, task.trainer.learned(model), task.metrics(valid, predictions))
+        return load_predictor(task.trainer.framework, Path(scratch))(x)
 
 
 def _publish(task: Task, model: Any, out: Path) -> np.ndarray:
@@ -251,8 +281,8 @@ def _holdout_columns(arguments: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([arguments["key"], EVENT_TIMESTAMP, arguments["label"], *arguments["slices"], *inputs]))
 
 
-def _refuse_missing_columns(arguments: Mapping[str, Any], columns: Sequence[str]) -> None:
-    if missing := [name for name in _holdout_columns(arguments) if name not in columns]:
+def _refuse_missing_columns(arguments: Mapping[str, Any], columns: Sequence[str], needed: Sequence[str]) -> None:
+    if missing := [name for name in needed if name not in columns]:
         raise TrainingDataError.of(
             arguments["model"],
             f"training set {arguments['training_set']}",

@@ -12,7 +12,7 @@ import polars as pl
 
 from feature_assets.flights.entities import OWNERS, aircraft, daily
 from feature_assets.flights.trailing import at_midnight
-from mlops_assets import Float64, String, feature_view
+from mlops_assets import Float64, Popularity, String, feature_view
 
 
 @feature_view(
@@ -21,6 +21,7 @@ from mlops_assets import Float64, String, feature_view
     lookback=timedelta(days=9),
     partitions=daily,
     owners=OWNERS,
+    cold_start=Popularity(by="aircraft_flights_7d", window=timedelta(days=90)),
     schema={
         "aircraft_age": Float64("Years since manufacture", unit="year", minimum=-1, maximum=80),
         "aircraft_seats": Float64("Seats", unit="seat", minimum=1, maximum=600),

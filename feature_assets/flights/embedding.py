@@ -19,7 +19,7 @@ from mlops_assets import Float64Array, MeanOverEntities, feature_view
 
 if TYPE_CHECKING:
     import numpy as np
-    from scipy.sparse import csr_array
+    from scipy.sparse import csr_array  # type: ignore[import-untyped]
 
 SIZE = 8
 WEEKS = 4
@@ -76,7 +76,7 @@ def embedded(week: pl.DataFrame) -> pl.DataFrame:
 def along(matrix: csr_array, axes: np.ndarray) -> np.ndarray:
     """The matrix, smoothed to as many patterns as there are axes, along each axis: `U S Vt @ axes`."""
     import numpy as np
-    from scipy.sparse.linalg import svds
+    from scipy.sparse.linalg import svds  # type: ignore[import-untyped]
 
     rank = axes.shape[1]
     if min(matrix.shape) <= rank:

@@ -17,6 +17,7 @@ import dagster as dg
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.links import spec
+from mlops_assets.newcomers import CHECK, PROMISE, Newcomers, helps
 from mlops_assets.promotion import GATE, PASSED, REFUSED
 from resources.champions import ALIAS
 from resources.compute import ComputeResource
@@ -42,6 +43,11 @@ CHECKS = {
 }
 
 
+def checks(model: ModelPipeline) -> dict[str, bool]:
+    """The checks of a model's candidate, and which of them block."""
+    return {**dict.fromkeys(CHECKS, True), **({CHECK: False} if Newcomers.of(model) else {})}
+
+
 def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
     key, training_set = spec.link_key(model, LINK), spec.link_key(model, "training_set")
 
@@ -57,7 +63,7 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         partitions_def=model.cutoffs,
         pool="training",
         automation_condition=spec.on_arrival(),
-        check_specs=spec.check_specs(key, dict.fromkeys(CHECKS, True), CHECKS),
+        check_specs=spec.check_specs(key, checks(model), {**CHECKS, CHECK: PROMISE}),
     )
     def candidate(
         context: dg.AssetExecutionContext, lake: Lake, mlflow: MlflowResource, compute: ComputeResource
@@ -134,7 +140,7 @@ def trials(out: Path) -> list[dict[str, Any]]:
 
 
 def judged(model: ModelPipeline, mlflow: MlflowResource, out: Path, trained: Mapping[str, Any]) -> list[Claim]:
-    """The gate's verdicts on the holdout, with the champion's predictions of the same rows."""
+    """The gate's verdicts on the holdout, with the champion's predictions of the same rows, and the cold starts'."""
     import polars as pl
 
     from mlops_assets.gate import CHAMPION, Unjudged, judge, measure_latency
@@ -150,7 +156,9 @@ def judged(model: ModelPipeline, mlflow: MlflowResource, out: Path, trained: Map
     schema = InputSchema.from_json(json.loads((bundle / "schema.json").read_text()))
     predictor = load_predictor(trained["framework"], bundle / "model")
     golden = json.loads((bundle / "golden.json").read_text())["rows"]
-    return judge(model.gate, model.label, holdout, measure_latency(predictor, schema, golden), unjudged)
+    verdicts = judge(model.gate, model.label, holdout, measure_latency(predictor, schema, golden), unjudged)
+    cold = trained["cold_starts"]
+    return [*verdicts, helps(model.gate.metric, cold)] if cold else verdicts
 
 
 def champion_says(
@@ -217,13 +225,14 @@ def _register(
     cutoff: str,
 ) -> str:
     """Log everything to the run and register its bundle; the gate's verdict is a tag of the version."""
-    refused = [verdict for verdict in verdicts if not verdict.passed]
+    refused = [verdict for verdict in verdicts if verdict.blocking and not verdict.passed]
     name = trained["metric"]["name"]
     metrics = {
         f"{part}_{metric}": value for part, found in trained["metrics"].items() for metric, value in found.items()
     }
     seconds = {f"seconds_{part}": value for part, value in trained["seconds"].items()}
-    mlflow.log(run_id, params=trained["params"], metrics={**metrics, **seconds})
+    cold = {f"cold_start_{what}": value for what, value in (trained["cold_starts"] or {}).items() if what != "problem"}
+    mlflow.log(run_id, params=trained["params"], metrics={**metrics, **seconds, **cold})
     mlflow.log_directory(run_id, out / BUNDLE, BUNDLE)
     return mlflow.register(
         model.registered_name,
@@ -255,7 +264,7 @@ def told(
     mlflow: MlflowResource,
 ) -> dict[str, Any]:
     """The candidate as metadata: numbers to plot, and the way to its MLflow run."""
-    gate = [(item.name, "passed" if item.passed else "**refused**", item.reason) for item in verdicts]
+    gate = [(item.name, _verdict(item), item.reason) for item in verdicts]
     importance = sorted(trained["importance"].items(), key=lambda item: -item[1])[:10]
     return {
         "version": version,
@@ -270,4 +279,11 @@ def told(
         "importance": dg.MetadataValue.json(dict(importance)),
         "rows": dg.MetadataValue.json(trained["rows"]),
         **{f"seconds/{part}": value for part, value in trained["seconds"].items()},
+        **{f"cold_start/{what}": value for what, value in (trained["cold_starts"] or {}).items()},
     }
+
+
+def _verdict(claim: Claim) -> str:
+    if claim.passed:
+        return "passed"
+    return "**refused**" if claim.blocking else "warned"

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from feature_assets.flights.arrivals import arrivals
 from feature_assets.flights.congestion import origin_congestion
+from feature_assets.flights.embedding import aircraft_embedding
 from feature_assets.flights.entities import OWNERS, weekly
 from feature_assets.flights.punctuality import carrier_punctuality, route_punctuality
 from feature_assets.flights.weather import weather_hourly
@@ -24,6 +25,7 @@ arrival_delay = ModelPipeline(
         origin_congestion,
         carrier_punctuality[["carrier_mean_delay_7d", "carrier_cancelled_share_7d"]],
         route_punctuality[["route_mean_delay_28d", "route_air_time_28d"]],
+        aircraft_embedding,
     ],
     trainer=LightGBMRegressor(),
     cutoffs=weekly,
