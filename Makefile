@@ -2,9 +2,10 @@
 
 BIN := .venv/bin
 WORKERS ?= 2
+CONTRACT := deployment/feature_contract.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test up check lint format types bench clean
+.PHONY: help setup demo test up check lint format types features bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -32,9 +33,15 @@ format: setup  ## rewrite the files as `make lint` wants them
 types: setup  ## mypy
 	@$(BIN)/mypy
 
-check:  ## what CI runs: lint, types, test
+# Written where the registry is: mlops features contract > deployment/feature_contract.json
+features: setup  ## is all that models in use read still declared? asks the contract under deployment/, if there is one
+	@if [ -f $(CONTRACT) ]; then $(BIN)/python -m mlops_assets.cli features check --contract $(CONTRACT); \
+	else echo "No $(CONTRACT): nothing to hold the features to."; fi
+
+check:  ## what CI runs: lint, types, features, test
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory types
+	@$(MAKE) --no-print-directory features
 	@$(MAKE) --no-print-directory test
 
 bench: setup  ## side-by-side measurements against peers

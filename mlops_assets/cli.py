@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlops_assets.features_cli import features
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -26,6 +28,7 @@ app = typer.Typer(
 )
 new = typer.Typer(no_args_is_help=True, help="Write the file of a new declaration.")
 app.add_typer(new, name="new")
+app.add_typer(features, name="features")
 
 Model = Annotated[str, typer.Argument(help="The model, as <team>/<name>, e.g. flights/late_arrival")]
 Why = Annotated[str, typer.Option(help="Written into the history")]
@@ -148,29 +151,6 @@ def runs(model: Model) -> None:
         ["version", "cutoff", pipeline.gate.metric, "gate", "why", "bento", "MLflow run"],
         rows,
     )
-
-
-@app.command()
-def features(view: Annotated[str | None, typer.Argument(help="One view, as <team>/<name>")] = None) -> None:
-    """The feature views, or one view's features and who uses them."""
-    from mlops_assets.catalog import gather
-
-    catalog = gather()
-    users = {
-        item.id: [m.id for m in catalog.models.values() if item in [s.view for s in m.selections]]
-        for item in catalog.views
-    }
-    if view is None:
-        rows = [
-            (item.id, ", ".join(item.join_keys), str(item.ttl or "none"), len(item.schema), ", ".join(users[item.id]))
-            for item in catalog.views
-        ]
-        _print_table("Feature views", ["view", "keys", "ttl", "features", "used by"], rows)
-        return
-    chosen = catalog.view(view)
-    typer.echo(f"{chosen.id}: {chosen.description}\nused by: {', '.join(users[chosen.id]) or 'no model'}")
-    meanings = [(name, field.dtype, field.unit or "", field.description) for name, field in chosen.schema.items()]
-    _print_table(chosen.id, ["feature", "type", "unit", "meaning"], meanings)
 
 
 @app.command()

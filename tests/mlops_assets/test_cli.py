@@ -129,19 +129,6 @@ def test_runs_lists_every_candidate_with_its_verdict(registered):
     assert "roc_auc" in shown
 
 
-def test_features_lists_the_views_and_who_uses_them(home):
-    shown = mlops("features").output
-    assert row(shown, "flights/weather_hourly", "origin", "3:00:00", "flights/late_arrival")
-    assert [view.id for view in gather().views if view.id not in shown] == []
-
-
-def test_features_of_a_view_says_what_each_means(home):
-    """In its unit, as declared."""
-    shown = mlops("features", "flights/weather_hourly").output
-    assert "one row per airport and hour" in shown and "used by: " in shown
-    assert row(shown, "temp", "Float64", "degF", "Air temperature")
-
-
 def test_lineage_leads_from_the_endpoint_to_the_raw_tables(home):
     """With what was published last of each, read from the instance that runs write to, whoever's shell this is."""
     model = gather().model(MODEL)
@@ -177,7 +164,7 @@ def test_a_misspelt_model_is_one_line_with_the_nearest_name(home):
 
 
 def test_an_unknown_view_is_one_line(home, monkeypatch, capsys):
-    said = problem(monkeypatch, capsys, "features", "flights/wether_hourly")
+    said = problem(monkeypatch, capsys, "features", "show", "flights/wether_hourly")
     assert "no feature view 'flights/wether_hourly'" in said and "Did you mean 'flights/weather_hourly'" in said
 
 
