@@ -22,6 +22,7 @@ from typing import Any, Self
 import polars as pl
 
 TIME = pl.Datetime("us", "UTC")
+BEFORE_EVERY_EVENT = -(2**62)  # microseconds
 BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
 # Working columns: the spine's row and its moment; a view row's event, its creation, and when it was first shown.
 ROW, AT, EVENT, CREATED, SHOWN, RANK = (f"__pit_{name}" for name in ("row", "at", "event", "created", "shown", "rank"))
@@ -49,6 +50,17 @@ class KeyTypeError(TypeError):
         )
 
 
+class MissingColumnError(LookupError):
+    """A table lacks a column that the join reads."""
+
+    @classmethod
+    def of(cls, table: str, missing: Sequence[str], held: Sequence[str]) -> Self:
+        return cls(
+            f"{table[0].upper()}{table[1:]} has no column {', '.join(missing)} (it has: {', '.join(held) or 'none'}). "
+            "Add it, or correct the name where it is asked for."
+        )
+
+
 class TimeTypeError(TypeError):
     """A column that should tell the time does not."""
 
@@ -63,7 +75,7 @@ class ViewFrame:
 
     `keys` maps the view's key columns to the spine's columns (none: the view holds for everyone);
     `features` maps the view's columns to their output names; `matched_at` names an output column for
-    the event time of the matched row.
+    the event time of the matched row; `name` is what errors call it.
     """
 
     frame: pl.LazyFrame
@@ -73,6 +85,13 @@ class ViewFrame:
     event_timestamp: str = "event_timestamp"
     created_timestamp: str | None = None
     matched_at: str | None = None
+    name: str = "a view"
+
+    @property
+    def needed(self) -> list[str]:
+        """The columns that the join reads, each once."""
+        times = [self.event_timestamp, *([self.created_timestamp] if self.created_timestamp else [])]
+        return list(dict.fromkeys([*self.keys, *self.features, *times]))
 
     @property
     def outputs(self) -> list[str]:
@@ -85,11 +104,14 @@ def point_in_time_join(
     """The spine with each view's features as of `event_timestamp`; null where a view showed nothing.
 
     `as_known` also demands `created <= t` of views with a created timestamp: what was corrected later
-    is seen uncorrected. Raises ColumnClashError, KeyTypeError, TimeTypeError.
+    is seen uncorrected. Raises ColumnClashError, MissingColumnError, KeyTypeError, TimeTypeError.
     """
     schema = spine.collect_schema()
     _check_outputs(schema.names(), views)
-    joined = _in_order(spine.with_row_index(ROW).with_columns(utc(event_timestamp, schema).alias(AT)), AT)
+    _check_columns(schema.names(), views, event_timestamp)
+    # Among null times Polars picks the first of equal events, not the last, where the view has no keys.
+    moment = utc(event_timestamp, schema).fill_null(pl.lit(BEFORE_EVERY_EVENT).cast(TIME))
+    joined = _in_order(spine.with_row_index(ROW).with_columns(moment.alias(AT)), AT)
     for view in views:
         joined = _join(joined, schema, view, as_known)
     # A spine that came in order costs nothing here; a plain lazy sort would gather every column once more.
@@ -107,10 +129,44 @@ def utc(column: str, schema: pl.Schema) -> pl.Expr:
     return moment.dt.convert_time_zone("UTC") if dtype.time_zone else moment.dt.replace_time_zone("UTC")
 
 
+def between(column: str, schema: pl.Schema, first: int | None, last: int | None) -> pl.Expr:
+    """Whether a time, in whole microseconds, is from `first` to `last`, both included (microseconds; None: no limit).
+
+    Said in the column's own unit, of which files know the limits: those that have no such row are not read.
+    """
+    dtype = schema[column]
+    if dtype == pl.Date:
+        unit, width = 86_400_000_000_000, 32
+    elif isinstance(dtype, pl.Datetime):
+        unit, width = {"ns": 1, "us": 1_000, "ms": 1_000_000}[dtype.time_unit], 64
+    else:
+        raise TimeTypeError.of(column, dtype)
+    inside = pl.col(column).is_not_null()
+    if first is not None:
+        inside &= pl.col(column) >= _literal(-(-first * 1_000 // unit), width, dtype)
+    return inside if last is None else inside & (pl.col(column) <= _literal((last * 1_000 + 999) // unit, width, dtype))
+
+
+def _literal(value: int, width: int, dtype: pl.DataType) -> pl.Expr:
+    """The number as a time of the column's type; beyond its range, the end of the range."""
+    limit = 2 ** (width - 1) - 1
+    return pl.lit(min(max(value, -limit), limit), dtype=pl.Int32 if width == 32 else pl.Int64).cast(dtype)
+
+
 def _check_outputs(spine: Sequence[str], views: Sequence[ViewFrame]) -> None:
     names = Counter([*spine, *(name for view in views for name in view.outputs)])
     if clashing := [name for name, times in names.items() if times > 1]:
         raise ColumnClashError.of(clashing, spine)
+
+
+def _check_columns(spine: Sequence[str], views: Sequence[ViewFrame], event_timestamp: str) -> None:
+    asked = [event_timestamp, *(column for view in views for column in view.keys.values())]
+    if missing := [column for column in dict.fromkeys(asked) if column not in spine]:
+        raise MissingColumnError.of("the spine", missing, spine)
+    for view in views:
+        held = view.frame.collect_schema().names()
+        if missing := [column for column in view.needed if column not in held]:
+            raise MissingColumnError.of(view.name, missing, held)
 
 
 def _in_order(frame: pl.LazyFrame, column: str) -> pl.LazyFrame:

@@ -73,6 +73,14 @@ def test_null_keys_and_times_match_nothing() -> None:
     assert temps(moments, view) == [None, None]
 
 
+def test_null_times_change_nothing_for_the_others() -> None:
+    """Polars' own join picks the first of equal events for everyone, once most times of the spine are null."""
+    view = ViewFrame(weather(("EWR", 0, 1.0), ("EWR", 0, 2.0)).frame.drop("origin"), {}, {"temp": "temp"})
+    nobody = spine(("EWR", 0), ("EWR", 0), ("EWR", 0)).with_columns(event_timestamp=pl.lit(None, TIME))
+    moments = pl.concat([spine(("EWR", 0)), nobody]).sort("event_timestamp", nulls_last=True)
+    assert temps(moments, view) == [2.0, None, None, None]
+
+
 def test_of_equal_event_times_the_last_created_is_seen() -> None:
     frame = weather(("EWR", 0, 1.0), ("EWR", 0, 2.0), ("EWR", 0, 3.0)).frame
     created = frame.with_columns(created=pl.Series([at(5), at(9), at(7)]))

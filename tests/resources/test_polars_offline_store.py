@@ -235,8 +235,10 @@ def test_a_view_that_was_never_published_says_so(store: feast.FeatureStore, tmp_
     register(store, view(source(tmp_path / "lake")))
     with pytest.raises(SourceError, match=r"no Parquet file at .*lake.*Materialize the asset"):
         store.get_historical_features(entity_rows(("EWR", 1)), features=["weather:temp"])
-    with pytest.raises(EntityFrameError, match=r"entity_df is a str .*DataFrame"):
-        store.get_historical_features("SELECT 1", features=["weather:temp"])
+    weather(("EWR", 0, 1.0)).write_parquet(tmp_path / "weather.parquet")
+    register(store, view(source(tmp_path / "weather.parquet")))
+    with pytest.raises(EntityFrameError, match=r"entity_df is a dict .*DataFrame"):
+        store.get_historical_features({}, features=["weather:temp"])
 
 
 hours = st.integers(0, 30)
