@@ -58,7 +58,10 @@ def newest_rows(frame: "pl.LazyFrame", view: FeatureView, as_of: datetime | None
     if as_of is not None:
         frame = frame.filter(moment <= as_of)
         frame = frame if view.ttl is None else frame.filter(moment >= as_of - view.ttl)
-    return frame.sort(EVENT_TIMESTAMP).unique(view.join_keys, keep="last", maintain_order=True).collect()
+    ordered = frame.sort(EVENT_TIMESTAMP)
+    if not view.join_keys:  # one row for everyone
+        return ordered.tail(1).collect()
+    return ordered.unique(view.join_keys, keep="last", maintain_order=True).collect()
 
 
 def recent(lake: Lake, view: FeatureView, as_of: datetime | None) -> "pl.LazyFrame":
@@ -118,7 +121,8 @@ def newest_row_present(feast: FeastResource, view: FeatureView, rows: "pl.DataFr
     sample = rows.head(20)
     if sample.is_empty():
         return Claim("newest_row_present", True, "Nothing to publish")
-    stored = feast.read_online(feast_name(view), sample.select(view.join_keys).rows(), list(view.schema))
+    keys = sample.select(view.join_keys).rows() if view.join_keys else [()]
+    stored = feast.read_online(feast_name(view), keys, list(view.schema))
     wrong = [
         (row[name], answer[name])
         for row, answer in zip(sample.to_dicts(), stored, strict=True)
