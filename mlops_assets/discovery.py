@@ -65,8 +65,9 @@ def asked(catalog: Catalog, reference: str) -> tuple[AnyView, tuple[str, ...]]:
 
 
 def features_read(model: ModelPipeline) -> dict[str, tuple[str, ...]]:
-    """By view, what the declared model reads: its inputs, and what those on demand are computed from."""
-    return {item.view.id: item.features for item in (*model.selections, *model.on_demand)}
+    """By view, what the declared model reads: its inputs, what those on demand are computed from, what stands in."""
+    stand_ins = {item.view.stand_in.id: item.features for item in model.selections if item.view.stand_in}
+    return {**{item.view.id: item.features for item in (*model.selections, *model.on_demand)}, **stand_ins}
 
 
 def used_by(catalog: Catalog, view: AnyView) -> dict[str, tuple[str, ...]]:

@@ -49,7 +49,8 @@ class UnreadablePlanError(ValueError):
 class Read:
     """One view as a model reads it: types by feature (None where unknown), types by join key, in order.
 
-    A view that is computed on demand has no keys (None) and no ttl.
+    A view that is computed on demand has no keys (None) and no ttl. What stands in for a view's missing rows is a
+    view of its own, and read like one.
     """
 
     view: str
@@ -60,7 +61,7 @@ class Read:
     @classmethod
     def of(cls, view: AnyView) -> Self:
         """All that is declared of a view."""
-        features = {name: column.dtype for name, column in view.schema.items()}
+        features = {name: _typed(column.dtype, column.size) for name, column in view.schema.items()}
         if isinstance(view, OnDemandView):
             return cls(view.id, features, None, None)
         keys = {entity.join_key: entity.dtype.dtype for entity in view.entities}
@@ -105,7 +106,8 @@ def reads_of(bundle: Path) -> tuple[Read, ...]:
     try:
         plan = json.loads((bundle / "plan.json").read_bytes())
         columns = json.loads((bundle / "schema.json").read_bytes())["columns"]
-        return tuple(_reads(plan, {column["name"]: column["dtype"] for column in columns}))
+        types = {column["name"]: _typed(column["dtype"], column.get("size")) for column in columns}
+        return tuple(_reads(plan, types))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as problem:
         raise UnreadablePlanError.of(bundle, f"{type(problem).__name__}: {problem}") from problem
 
@@ -118,8 +120,21 @@ def _reads(plan: Mapping[str, Any], types: Mapping[str, str]) -> Iterator[Read]:
     for view in plan["views"]:
         features = {name: known.get(name) for name in view["features"]}
         yield Read(view["view"], features, {key: keys[key] for key in view["join_keys"]}, view["ttl_seconds"])
+        if table := view.get("cold_start_table"):
+            yield Read(_view_of(table, view["view"]), features, {}, None)
     for item in computed:
         yield Read(item["view"], {name: known.get(name) for name in item["features"]}, None, None)
+
+
+def _view_of(table: str, beside: str) -> str:
+    """The id of the view that fills an online table, by that of another view of its team."""
+    team = beside.partition("/")[0]
+    return f"{team}/{table.removeprefix(f'{team}__')}"
+
+
+def _typed(dtype: str, size: int | None) -> str:
+    """An array's type is its length too."""
+    return dtype if size is None else f"{dtype}[{size}]"
 
 
 def readers(catalog: Catalog, promotion: Promotion) -> list[Reader]:

@@ -33,14 +33,21 @@ WHAT_TO_DO = (
 
 
 @features.callback(invoke_without_command=True)
-def listed(context: typer.Context) -> None:
+def listed(context: typer.Context, as_json: Json = False) -> None:
     """The feature views: find one, look at it, see what depends on it. Without a command, all of them."""
     if context.invoked_subcommand is not None:
         return
     from mlops_assets.catalog import gather
     from mlops_assets.discovery import used_by
+    from mlops_assets.feature_contract import views
 
     catalog = gather()
+    if as_json:
+        _print({
+            view.id: {"kind": view.kind, "features": list(view.schema), "used_by": list(used_by(catalog, view))}
+            for view in views(catalog).values()
+        })  # fmt: skip
+        return
     rows = [
         (view.id, ", ".join(view.join_keys), view.ttl or "none", len(view.schema), ", ".join(used_by(catalog, view)))
         for view in catalog.views

@@ -27,6 +27,7 @@ from mlops_assets.feature_contract import (
     reads_of,
     to_json,
 )
+from mlops_assets.fields import Float64Array
 
 shop, city = Entity("shop", "shop_id"), Entity("city", "city_id", dtype=Int64)
 HOUR = timedelta(hours=1)
@@ -203,6 +204,23 @@ def test_a_bundle_tells_what_its_model_reads(bundle: Callable[..., Path]):
 def test_a_plan_of_before_there_were_features_on_demand_is_read(bundle: Callable[..., Path]):
     (stored,) = reads_of(bundle({name: PLAN[name] for name in ("entities", "views")}, SCHEMA))
     assert stored.features == {"spend": None, "visits": "Int64"}
+
+
+def test_what_stands_in_for_missing_rows_is_read_too(bundle: Callable[..., Path]):
+    """It is a view of its own, found by no key; without it, keys without a row would get nulls."""
+    view = {**PLAN["views"][0], "cold_start_table": "shops__shop_week_cold_start"}
+    _, stand_in = reads_of(bundle({"entities": PLAN["entities"], "views": [view]}, SCHEMA))
+    assert stand_in == Read("shops/shop_week_cold_start", {"spend": None, "visits": "Int64"}, {}, None)
+
+
+def test_an_array_of_another_length_is_of_another_type(bundle: Callable[..., Path]):
+    view = replace(shop_week, schema={"place": Float64Array("Where", size=8)})
+    plan = {"entities": PLAN["entities"], "views": [{**PLAN["views"][0], "features": ["place"]}]}
+    column = {"name": "place", "dtype": "Float64Array", "size": 4}
+    (read,) = reads_of(bundle(plan, {"columns": [column]}))
+    reader = Reader("shops/late", "3", ("champion",), (replace(read, keys=STORED.keys),))
+    (breach,) = breaches([reader], Catalog.of([orders, view]))
+    assert breach.change == "is Float64Array[8], was Float64Array[4]"
 
 
 @pytest.mark.parametrize(("plan", "schema"), [({}, SCHEMA), (PLAN, {}), ([], SCHEMA), (PLAN, {"columns": [{}]})])

@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +17,20 @@ from typer.testing import CliRunner, Result
 
 from mlops_assets.catalog import gather
 from mlops_assets.cli import app, main
+from mlops_assets.discovery import features_read
 from resources.environment import PROJECT
 
 PACKAGES = ("feature_assets", "mlops_assets", "model_assets", "resources", "sensors")
 CONTRACT = "deployment/feature_contract.json"
-# What a developer may do to declarations in use, in their own words.
-BREAKING = {
-    "sources.py": ('    "visib": Float64("Visibility", unit="mile", minimum=0, maximum=100),\n', ""),
-    "aircraft.py": ('"aircraft_seats": Float64(', '"aircraft_seats": String('),
-    "congestion.py": ("ttl=timedelta(hours=3)", "ttl=timedelta(hours=6)"),
-    "punctuality.py": ("entities=[airport, destination]", "entities=[destination, airport]"),
-}
-ADDED = {"aircraft.py": ('"aircraft_age":', '"aircraft_engines": Float64("Engines"),\n        "aircraft_age":')}
+# What a developer may do to declarations in use: file, before, after.
+BREAKING = (
+    ("sources.py", '    "visib": Float64("Visibility", unit="mile", minimum=0, maximum=100),\n', ""),
+    ("punctuality.py", "import Float64, feature_view", "import Float64, Int64, feature_view"),
+    ("punctuality.py", '"carrier_flights_7d": Float64(', '"carrier_flights_7d": Int64('),
+    ("congestion.py", "ttl=timedelta(hours=3)", "ttl=timedelta(hours=6)"),
+    ("punctuality.py", "entities=[airport, destination]", "entities=[destination, airport]"),
+)
+ADDED = (("aircraft.py", '"aircraft_age":', '"aircraft_engines": Float64("Engines"),\n        "aircraft_age":'),)
 
 
 def mlops(*words: str, code: int = 0) -> Result:
@@ -62,7 +64,10 @@ def problem(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 def test_without_a_command_all_views_are_listed_with_who_uses_them(home: Path):
     shown = mlops().output
     assert row(shown, "flights/weather_hourly", "origin", "3:00:00", "flights/late_arrival")
-    assert [view.id for view in (*gather().views, *gather().on_demand.values()) if view.id not in shown] == []
+    every = [view.id for view in (*gather().views, *gather().on_demand.values())]
+    assert [name for name in every if name not in shown] == []
+    listed = json.loads(mlops("--json").stdout)
+    assert listed.keys() == set(every) and "flights/late_arrival" in listed["flights/weather_hourly"]["used_by"]
 
 
 def test_search_prints_the_best_first(home: Path):
@@ -147,7 +152,7 @@ def test_a_contract_depends_on_what_is_in_use_alone(module_platform: Any, writte
         ["champion", "endpoint"],
     )
     read = {read["view"]: list(read["features"]) for read in reader["reads"]}
-    assert read.keys() == {item.view.id for item in module_platform.model.selections}
+    assert read.keys() == features_read(module_platform.model).keys()
     assert read["flights/weather_hourly"] == sorted(gather().view("flights/weather_hourly").schema)
 
 
@@ -178,8 +183,8 @@ def make_features(checkout: Path, home: Path) -> subprocess.CompletedProcess[str
     return subprocess.run(command, cwd=checkout, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
-def edit(checkout: Path, changes: Mapping[str, tuple[str, str]]) -> None:
-    for name, (before, after) in changes.items():
+def edit(checkout: Path, changes: Sequence[tuple[str, str, str]]) -> None:
+    for name, before, after in changes:
         file = checkout / "feature_assets" / "flights" / name
         assert before in file.read_text(), name
         file.write_text(file.read_text().replace(before, after, 1))
@@ -209,7 +214,7 @@ def test_ci_fails_where_a_feature_in_use_is_gone_or_means_something_else(checkou
     changes = [line.removeprefix("broken: flights/").partition(";")[0] for line in told]
     assert {change.partition(":")[0]: change.partition(":")[2] for change in changes} == {
         "weather_hourly": "visib is removed",
-        "aircraft_use": "aircraft_seats is String, was Float64",
+        "carrier_punctuality": "carrier_flights_7d is Int64, was Float64",
         "origin_congestion": f"{features('origin_congestion')} holds for 6:00:00, was 3:00:00",
         "route_punctuality": f"{features('route_punctuality')} is found by dest (String), origin (String), "
         "was by origin (String), dest (String)",
@@ -228,3 +233,52 @@ def test_a_contract_that_is_missing_or_broken_fails(home: Path, tmp_path: Path):
 def test_with_nothing_in_use_everything_may_change(home: Path, tmp_path: Path):
     (tmp_path / "empty.json").write_text('{"readers": []}')
     assert "no champion and no release" in mlops("check", "--contract", str(tmp_path / "empty.json")).output
+
+
+# -- more than one version in use
+
+
+def another_bento(platform: Any, tag: str, name: str, without: str = "") -> str:
+    """A Bento like `tag`, of a model that does not read the feature `without`."""
+    original = platform.promotion.bentos.path(tag).parents[1]
+    beside = shutil.copytree(original, original.parents[1] / name / f"feed{original.name[4:]}")
+    plan = beside / "src" / "bundle" / "plan.json"
+    document = json.loads(plan.read_text())
+    for view in document["views"]:
+        view["features"] = [feature for feature in view["features"] if feature != without]
+    plan.write_text(json.dumps(document))
+    return f"{name}:{beside.name}"
+
+
+def test_champion_canary_and_what_is_declared_no_more_are_all_held_to(platform: Any):
+    """Each by its own plan: a canary that reads less, and a model that still answers without a declaration."""
+    releases, model = platform.promotion.releases, platform.model.id
+    tag = releases.read(model).champion.release
+    canary = another_bento(platform, tag, "flights_late_arrival", without="visib")
+    retired = another_bento(platform, tag, "flights_retired")
+    releases.start_canary(model, canary, "2", [40, 100], by="test", why="a canary")
+    releases.start_canary("flights/retired", retired, "7", [100], by="test", why="an old one")
+    found = {
+        (item["model"], item["version"]): item["roles"] for item in json.loads(mlops("contract").stdout)["readers"]
+    }
+    assert found == {
+        (model, "1"): ["champion", "endpoint"],
+        (model, "2"): ["endpoint"],
+        ("flights/retired", "7"): ["endpoint"],
+    }
+    reached = {item["model"]: item for item in answer("impact", "flights/weather_hourly:visib")["models"]}
+    assert [(item["version"], item["weight"]) for item in reached[model]["endpoints"]] == [("1", 60)]
+    assert [item["weight"] for item in reached["flights/retired"]["endpoints"]] == [100]
+    both = answer("impact", "flights/weather_hourly:temp")["models"]
+    (late,) = [item for item in both if item["model"] == model]
+    assert [(item["role"], item["weight"]) for item in late["endpoints"]] == [("champion", 60), ("challenger", 40)]
+    uses = answer("show", "flights/weather_hourly")["used_by"]
+    assert {item["release"]: len(item["features"]) for item in uses["endpoints"]} == {tag: 9, canary: 8, retired: 9}
+
+
+def test_a_bento_in_use_that_does_not_tell_is_no_pass(platform: Any):
+    """Nobody knows what it reads: exit status 2, and one line that names the bundle."""
+    tag = platform.promotion.releases.read(platform.model.id).champion.release
+    (platform.promotion.bentos.path(tag) / "plan.json").write_text("{}")
+    said = mlops("check", code=2).output
+    assert "does not tell which features it reads" in said
