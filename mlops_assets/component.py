@@ -108,6 +108,7 @@ class MonitorSpec(dg.Model):
     psi: float = 0.2
     drifted_share: float = 0.3
     metric_drop: float = 0.03
+    fallback_share: float = 0.5
     window_days: float = 7
     min_rows: int = 500
     cooldown_days: float = 7
@@ -117,6 +118,7 @@ class MonitorSpec(dg.Model):
             psi=self.psi,
             drifted_share=self.drifted_share,
             metric_drop=self.metric_drop,
+            fallback_share=self.fallback_share,
             window=timedelta(days=self.window_days),
             min_rows=self.min_rows,
             cooldown=timedelta(days=self.cooldown_days),

@@ -641,13 +641,15 @@ class Monitor:
 
     `psi` is the limit of the population stability index of a column, `drifted_share` the share of
     columns over it that makes the whole dataset drifted; `metric_drop` how far the live metric may
-    fall below the holdout's; reports look back over `window`, and say nothing on fewer than
-    `min_rows` rows; `cooldown` is the least time between two retrainings.
+    fall below the holdout's; `fallback_share` the share of a day's answers for which a view may lack a
+    usable row; reports look back over `window`, and say nothing on fewer than `min_rows` rows; `cooldown`
+    is the least time between two retrainings.
     """
 
     psi: float = 0.2
     drifted_share: float = 0.3
     metric_drop: float = 0.03
+    fallback_share: float = 0.5
     window: timedelta = timedelta(days=7)
     min_rows: int = 500
     cooldown: timedelta = timedelta(days=7)

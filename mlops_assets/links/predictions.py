@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from mlops_assets import fallbacks
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.fields import Field, Float64, Int64, String, UnixTimestamp
@@ -31,8 +32,11 @@ ANSWER: Mapping[str, Field] = {
     "prediction": Float64("What the model answered"),
     "latency_ms": Float64("Time taken inside the endpoint", unit="millisecond"),
     "event_times": String("Event time of the row used from each view, as JSON"),
-    "fallbacks": String("Views that had no usable row, and why, as JSON"),
+    "fallbacks": String("Views that had no usable row, why, and what was used instead, as JSON"),
 }
+
+
+PROMISES = {"no_gap": "The log of every serving process is complete", fallbacks.CHECK: fallbacks.PROMISE}
 
 
 def predictions_asset(model: ModelPipeline) -> dg.AssetsDefinition:
@@ -51,9 +55,7 @@ def predictions_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         metadata={"dagster/column_schema": spec.column_schema(columns(model)), "partition_column": "at"},
         freshness_policy=spec.DAILY_FRESHNESS,
         automation_condition=spec.after_midnight(),
-        check_specs=spec.check_specs(
-            key, {"no_gap": False}, {"no_gap": "The log of every serving process is complete"}
-        ),
+        check_specs=spec.check_specs(key, dict.fromkeys(PROMISES, False), PROMISES),
         io_manager_key="io_manager",
     )
     def predictions(context: dg.AssetExecutionContext) -> Iterator[Any]:
@@ -61,19 +63,22 @@ def predictions_asset(model: ModelPipeline) -> dg.AssetsDefinition:
 
         log = PredictionLog()
         rows = logged(model, log.read(model.id, date.fromisoformat(context.partition_key)))
+        shares = fallbacks.in_answers(model, rows)
         yield dg.Output(
             rows,
             data_version=spec.data_version(rows),
-            metadata={"dagster/row_count": rows.height, **summary(rows)},
+            metadata={"dagster/row_count": rows.height, **summary(rows), **fallbacks.numbers(shares)},
         )
         yield spec.check_result(key, no_gap(log.gaps(model.id)))
+        yield spec.check_result(key, fallbacks.seldom(model.monitor, shares, rows.height))
 
     return predictions
 
 
 def looked_up(model: ModelPipeline) -> list[dg.AssetKey]:
-    """The online views that the endpoint reads features from."""
-    return [online_key(item.view) for item in model.selections if item.view.online]
+    """The online views that the endpoint reads features from, and what stands in for them."""
+    views = [view for item in model.selections for view in (item.view, item.view.stand_in) if view]
+    return [online_key(view) for view in views if view.online]
 
 
 def columns(model: ModelPipeline) -> dict[str, Field]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from mlops_assets import fallbacks
 from mlops_assets.catalog import asset_key
 from mlops_assets.claims import Claim
 from mlops_assets.cold_start import constant_values
@@ -74,13 +75,15 @@ def training_set_asset(model: ModelPipeline) -> dg.AssetsDefinition:
                 f"Materialize {model.labels.title} and its features for the days before the cutoff.",
                 allow_retries=False,
             )
-        judged = [proof(model, rows, spine, inputs), nothing_after(rows, cutoff), null_rates(rows, model.inputs)]
+        found = fallbacks.unaided(model, rows)
+        judged = [proof(model, rows, spine, inputs), nothing_after(rows, cutoff), null_rates(found, model.inputs)]
         yield from (spec.check_result(key, claim) for claim in judged)
         if broken := [claim for claim in judged if claim.blocking and not claim.passed]:
             raise dg.Failure(f"{model.title}: {'; '.join(claim.reason for claim in broken)}", allow_retries=False)
         version = spec.data_version(rows)
         facts = {"dagster/row_count": rows.height, "content_hash": version.value, "cutoff": cutoff.isoformat()}
-        yield dg.Output(rows, data_version=version, metadata=facts)
+        shares = fallbacks.numbers(fallbacks.in_training(model, rows))
+        yield dg.Output(rows, data_version=version, metadata={**facts, **shares})
 
     return training_set
 
@@ -249,7 +252,7 @@ def nothing_after(rows: "pl.DataFrame", cutoff: datetime) -> Claim:
 
 
 def null_rates(rows: "pl.DataFrame", inputs: tuple[str, ...]) -> Claim:
-    """No input is null in nearly all rows."""
+    """No input is null in nearly all rows; a view that is empty shows here, also where its cold start hides it."""
     shares = {name: rows[name].null_count() / max(rows.height, 1) for name in inputs}
     missing = {name: f"{share:.0%}" for name, share in shares.items() if share > 0.9}
     return Claim(

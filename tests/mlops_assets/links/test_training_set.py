@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -35,11 +36,12 @@ def frames(platform: Platform) -> dict[str, pl.LazyFrame]:
 def without_a_time_bound(spine: pl.LazyFrame, views: Any) -> pl.LazyFrame:
     """The newest row of each key, whenever it came: what a plain join on the latest table does."""
     for view in views:
-        newest = view.frame.sort("event_timestamp").unique(list(view.keys), keep="last")
-        columns = [*view.keys, *view.features]
-        spine = spine.join(
-            newest.select(columns), left_on=list(view.keys.values()), right_on=list(view.keys), how="left"
-        )
+        ordered, keys = view.frame.sort("event_timestamp"), list(view.keys)
+        newest = ordered.unique(keys, keep="last") if keys else ordered.last()
+        seen = {view.matched_at: "event_timestamp"} if view.matched_at else {}
+        columns = newest.select(*keys, **seen, **{output: name for name, output in view.features.items()})
+        on = {"left_on": list(view.keys.values()), "right_on": keys, "how": "left"} if keys else {"how": "cross"}
+        spine = spine.join(columns, **on)
     return spine
 
 
@@ -51,7 +53,7 @@ def an_hour_ahead(spine: pl.LazyFrame, views: Any) -> pl.LazyFrame:
 
 def without_ttl(spine: pl.LazyFrame, views: Any) -> pl.LazyFrame:
     """A value is used however old it is."""
-    return honest_join(spine, [point_in_time.ViewFrame(v.frame, v.keys, v.features) for v in views])
+    return honest_join(spine, [dataclasses.replace(view, ttl=None) for view in views])
 
 
 def dropping_events(spine: pl.LazyFrame, views: Any) -> pl.LazyFrame:
