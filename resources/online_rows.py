@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from itertools import repeat
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -46,14 +45,16 @@ class OnlineView:
 
     @classmethod
     def of(cls, config: feast.RepoConfig, view: feast.FeatureView) -> Self:
-        from feast.feature_view import DUMMY_ENTITY_NAME
+        from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_NAME
         from feast.infra.online_stores.helpers import compute_versioned_name
 
         source = getattr(view, "batch_source", None)
         return cls(
             project=config.project,
             name=compute_versioned_name(view, config.registry.enable_online_feature_view_versioning),
-            keys={column.name: column.dtype.to_value_type().name for column in view.entity_columns},
+            # Feast adds the column of a view without entities when it is registered, if it infers anything then.
+            keys={column.name: column.dtype.to_value_type().name for column in view.entity_columns}
+            or {DUMMY_ENTITY_ID: "STRING"},
             features={feature.name: feature.dtype.to_value_type().name for feature in view.features},
             event_timestamp=getattr(source, "timestamp_field", None) or "event_timestamp",
             created_timestamp=getattr(source, "created_timestamp_column", None) or None,
@@ -145,16 +146,22 @@ def _statement(
 ) -> FeastStatement:
     event, made = _sqlite_times(event_ts), [None if us == NEVER else us for us in created.tolist()]
     told = made if not any(made) else [us and second for us, second in zip(made, _sqlite_times(created), strict=True)]
-    by_feature = [
-        list(zip(entity_keys, repeat(name), column, text, event, told, strict=False))
-        for name, column, text in zip(view.features, values, texts, strict=True)
-    ]
+    cells = [cell for column, text in zip(values, texts, strict=True) for cell in (column, text)]
     return FeastStatement(
         sqlite_schema(view),
+        sqlite_upsert(view),
+        list(zip(entity_keys, event, told, *cells, strict=True)),
+    )
+
+
+def sqlite_upsert(view: OnlineView) -> str:
+    """All features of a row in one statement: its key, its times, then of each feature value and text."""
+    quoted = [name.replace("'", "''") for name in view.features]
+    rows = [f"(?1, '{name}', ?{4 + 2 * at}, ?{5 + 2 * at}, ?2, ?3)" for at, name in enumerate(quoted)]
+    return (
         f'INSERT INTO "{sqlite_table(view)}" (entity_key, feature_name, value, value_text, event_ts, created_ts) '  # noqa: S608  quoted
-        "VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, "
-        "value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts",
-        list(zip(*by_feature, strict=True)) if by_feature else [()] * len(entity_keys),
+        f"VALUES {', '.join(rows)} ON CONFLICT (entity_key, feature_name) DO UPDATE SET value = excluded.value, "
+        "value_text = excluded.value_text, event_ts = excluded.event_ts, created_ts = excluded.created_ts"
     )
 
 

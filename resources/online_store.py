@@ -20,15 +20,19 @@ from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import SplitResult, urlsplit
 
+import redis
 from feast import FeatureView, RepoConfig
 from feast.infra.online_stores.redis import RedisOnlineStore, RedisOnlineStoreConfig
 from feast.infra.online_stores.sqlite import SqliteOnlineStore, SqliteOnlineStoreConfig
 from feast.protos.feast.serving.ServingService_pb2 import FieldStatus
 from feast.repo_config import FeastConfigBaseModel
 from feast.utils import _utc_now
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
 
 from resources.online_rows import OnlineView, Proto, proto_batch, sqlite_schema, sqlite_table
 from resources.packed_store import OnlineStoreUnavailableError, PackedStore, online_store_url
+from resources.redis_wire import LONGEST_PAUSE, PAUSE, TRIES, RedisWire
 
 Clock = Callable[[], datetime | None]
 _clock: ContextVar[Clock] = ContextVar("_clock", default=_utc_now)
@@ -224,13 +228,12 @@ class PackedRedisOnlineStore(NewestWins, RedisOnlineStore):
 
     def _get_client(self, online_store_config: Any) -> Any:
         if not self._client:
-            from resources.packed_store import patient_retry
-
-            super()._get_client(online_store_config).set_retry(patient_retry())
+            patient = Retry(ExponentialBackoff(cap=LONGEST_PAUSE, base=PAUSE), TRIES - 1)
+            super()._get_client(online_store_config).set_retry(patient)
         return self._client
 
     def _read_hash_fields(self, config: RepoConfig, commands: Any) -> Any:
-        with self.packed(config).answers():
+        with answering(config):
             return super()._read_hash_fields(config, commands)
 
     def _get_features_for_entity(self, values: Sequence[Any], feature_view: str, requested_features: list[str]) -> Any:
@@ -239,7 +242,7 @@ class PackedRedisOnlineStore(NewestWins, RedisOnlineStore):
         return super()._get_features_for_entity(values, feature_view, requested_features)
 
     def delete_table(self, config: RepoConfig, table: FeatureView) -> None:
-        with self.packed(config).answers():
+        with answering(config):
             super().delete_table(config, table)
         self._forget(config, [table])
 
@@ -249,6 +252,15 @@ class PackedRedisOnlineStore(NewestWins, RedisOnlineStore):
 
     def empty(self, config: RepoConfig, table: FeatureView) -> None:
         self.delete_table(config, table)
+
+
+@contextmanager
+def answering(config: RepoConfig) -> Iterator[None]:
+    """redis-py's impatience, said as every other absence of a store is."""
+    try:
+        yield
+    except (redis.ConnectionError, redis.TimeoutError) as error:
+        raise OnlineStoreUnavailableError.of(RedisWire(config.online_store.url).where, error) from error
 
 
 class HomeOnlineStoreConfig:

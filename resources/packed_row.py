@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import struct
 from base64 import b64encode
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -28,6 +28,7 @@ import orjson
 # bool, int, float, time, text, array of floats, and JSON for all else.
 Code = Literal["b", "i", "f", "t", "s", "a", "j"]
 Values = tuple[Any, ...]
+Found = tuple[int, Values]
 FIXED = {"b": "?", "i": "q", "f": "d", "t": "q", "s": "I", "a": "I", "j": "I"}
 HEADER = struct.Struct(">qq8s")
 TIMES = struct.Struct(">qq")
@@ -122,29 +123,30 @@ class Layout:
         bits = nulls.to_bytes(self.null_bytes, "little")
         return b"".join((HEADER.pack(event_ts, created, self.id), bits, self.fixed.pack(*fixed), *tail))
 
-    def reading(self, features: Sequence[str], time: Callable[[int], Any] = iso) -> Callable[[bytes], Values]:
-        """A function of a row that gives those features in that order; None for one the layout does not have.
+    @cached_property
+    def start(self) -> int:
+        """Where the fixed part begins."""
+        return HEADER.size + self.null_bytes
+
+    @cached_property
+    def width(self) -> int | None:
+        """The bytes of a row; None where texts or arrays make rows of any length."""
+        return None if set(self.codes) & FROM_BYTES.keys() else self.start + self.fixed.size
+
+    def reading(self, features: Sequence[str], time: Callable[[int], Any] = iso) -> Reading:
+        """How to read those features of a row, in that order; None for one that the layout does not have.
 
         `time` makes of microseconds what a time is to be.
         """
-        values, pick = self._values(time), self._pick(features)
-        return values if pick is None else lambda row: pick(values(row))
+        return Reading(self, self._pick(features), time)
 
-    def _values(self, time: Callable[[int], Any]) -> Callable[[bytes], Values]:
+    def values(self, row: bytes, time: Callable[[int], Any]) -> Values:
         """All values of a row; most rows are numbers without a null, which struct gives as they are."""
-        start, none, unpack = HEADER.size + self.null_bytes, bytes(self.null_bytes), self.fixed.unpack_from
-        plain = not set(self.codes) & {*FROM_BYTES, "t"}
-
-        def values(row: bytes) -> Values:
-            if plain and row.startswith(none, HEADER.size):
-                return unpack(row, start)
-            return self._mended(row, start, time)
-
-        return values
-
-    def _mended(self, row: bytes, start: int, time: Callable[[int], Any]) -> Values:
-        nulls, at = int.from_bytes(row[HEADER.size : start], "little"), start + self.fixed.size
-        mended = list(self.fixed.unpack_from(row, start))
+        plain = self.fixed.unpack_from(row, self.start)
+        if not self._unfinished and row.startswith(self._whole, HEADER.size):
+            return plain
+        nulls, at = int.from_bytes(row[HEADER.size : self.start], "little"), self.start + self.fixed.size
+        mended = list(plain)
         for place, code in self._unfinished:
             if code in FROM_BYTES:
                 end = at + mended[place]
@@ -159,6 +161,10 @@ class Layout:
         return tuple(mended)
 
     @cached_property
+    def _whole(self) -> bytes:
+        return bytes(self.null_bytes)
+
+    @cached_property
     def _unfinished(self) -> list[tuple[int, str]]:
         return [(place, code) for place, code in enumerate(self.codes) if code in FROM_BYTES or code == "t"]
 
@@ -171,6 +177,32 @@ class Layout:
             return lambda values: tuple((*values, None)[at] for at in places)
         pick = itemgetter(*places)
         return (lambda values: pick((*values, None))) if len(self.names) in places else pick
+
+
+class Reading:
+    """Some features of the rows of one layout: `read` gives (event time, values) of a row, `read_all` of many."""
+
+    def __init__(self, layout: Layout, pick: Callable[[Values], Values] | None, time: Callable[[int], Any]) -> None:
+        self._layout, self._pick, self._time = layout, pick, time
+        plain = layout.width is not None and "t" not in layout.codes
+        self._width = layout.width if plain else None
+        self._values = struct.Struct(f">{layout.start}x{layout.fixed.format[1:]}")
+        self._times = struct.Struct(f">q{(layout.width or 8) - 8}x")
+        self._head = layout.id + bytes(layout.null_bytes)
+
+    def read(self, row: bytes) -> Found:
+        values = self._layout.values(row, self._time)
+        return int.from_bytes(row[:8], signed=True), values if self._pick is None else self._pick(values)
+
+    def read_all(self, rows: Sequence[bytes]) -> list[Found] | None:
+        """All at once, if each is of this layout and holds numbers only and no null; else None."""
+        head = self._head
+        if self._width is None or not all(row.startswith(head, 16) for row in rows):
+            return None
+        joined = b"".join(rows)
+        values: Iterator[Values] = self._values.iter_unpack(joined)
+        chosen = values if self._pick is None else map(self._pick, values)
+        return [(event_ts, some) for (event_ts,), some in zip(self._times.iter_unpack(joined), chosen, strict=True)]
 
 
 def _code(value: Any) -> Code:

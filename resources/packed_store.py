@@ -22,20 +22,18 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from itertools import compress
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Self, TypeVar
-from urllib.parse import urlsplit
 
 import orjson
 from filelock import FileLock
 
 from resources.environment import home, redis_url
-from resources.packed_row import HEADER, NEVER, TIMES, Layout, Values
+from resources.packed_row import NEVER, TIMES, Found, Layout, Reading, Values
 
 Key = tuple[Any, ...]
 Row = tuple[Key, int, Mapping[str, Any]]
-Found = tuple[int, Values]
 Item = TypeVar("Item")
 TABLE = re.compile(r"[a-z][a-z0-9_]*")
 SCHEMES = ("sqlite:///<path>", "redis://<host>:<port>/<db>", "rediss://<host>:<port>/<db>")
@@ -113,34 +111,34 @@ class FeastHashes:
 
 @dataclass(frozen=True)
 class FeastStatement:
-    """Feast's format in SQLite: row i is `statement` with each of `parameters[i]`, into what `table` makes."""
+    """Feast's format in SQLite: row i is `statement` with `parameters[i]`, its key first, into what `table` makes."""
 
     table: str
     statement: str
-    parameters: Sequence[Sequence[tuple[Any, ...]]]
+    parameters: Sequence[tuple[Any, ...]]
 
 
-class Readings(dict[bytes, Callable[[bytes], Values]]):
+class Readings(dict[bytes, Reading]):
     """How to read a row, by the id of its layout; a layout met for the first time is fetched from the store."""
 
     def __init__(self, features: Sequence[str], layout: Callable[[bytes], Layout]) -> None:
         super().__init__()
         self._features, self._layout = features, layout
 
-    def __missing__(self, layout_id: bytes) -> Callable[[bytes], Values]:
+    def __missing__(self, layout_id: bytes) -> Reading:
         reading = self[layout_id] = self._layout(layout_id).reading(self._features)
         return reading
 
-    def read(self, rows: Sequence[bytes | None]) -> list[Found | None]:
-        found: list[Found | None] = []
-        unpack = HEADER.unpack_from
-        for row in rows:
-            if row is None:
-                found.append(None)
-                continue
-            event_ts, _, layout_id = unpack(row)
-            found.append((event_ts, self[layout_id](row)))
-        return found
+    def read(self, rows: Sequence[bytes | None]) -> Sequence[Found | None]:
+        """In order; rows of one layout are read at once, since most tables have but one."""
+        held = [row for row in rows if row is not None]
+        found = self[held[0][16:24]].read_all(held) if held else []
+        if found is None:
+            found = [self[row[16:24]].read(row) for row in held]
+        if len(held) == len(rows):
+            return found
+        some = iter(found)
+        return [None if row is None else next(some) for row in rows]
 
 
 class Reader:
@@ -151,7 +149,7 @@ class Reader:
         self._tables = [_valid(read.table) for read in reads]
         self._readings = [Readings(read.features, store.layout) for read in reads]
 
-    def read(self, keys: Sequence[Sequence[Key]]) -> list[list[Found | None]]:
+    def read(self, keys: Sequence[Sequence[Key]]) -> list[Sequence[Found | None]]:
         """For each table, for each of its keys in order: (event time in microseconds, values), or None.
 
         One round trip for all tables. Values are in the order of the table's features, None where the row has
@@ -194,12 +192,12 @@ class PackedStore(ABC):
                 newest[orjson.dumps(key)] = (event_ts, features)
         return self.publish(view, packed(newest))
 
+    @abstractmethod
     def publish(self, table: str, batch: Batch) -> int:
         """Write packed rows, and what is beside them, unless later ones are held; return how many took effect.
 
         Rows of one chunk take effect together; what was written before a failure stays written.
         """
-        return sum(self._write(table, batch, slice(at, at + self.CHUNK)) for at in range(0, len(batch), self.CHUNK))
 
     def read(self, table: str, keys: Sequence[Key]) -> list[tuple[int, dict[str, Any]] | None]:
         """For each key, in order: (event time in microseconds, features), or None. Safe from any thread."""
@@ -230,11 +228,9 @@ class PackedStore(ABC):
         return known
 
     def _named(self, row: bytes) -> tuple[int, dict[str, Any]]:
-        event_ts, _, layout_id = HEADER.unpack_from(row)
-        layout = self.layout(layout_id)
-        return event_ts, dict(zip(layout.names, layout.reading(layout.names)(row), strict=True))
-
-    CHUNK: int
+        layout = self.layout(row[16:24])
+        event_ts, values = layout.reading(layout.names).read(row)
+        return event_ts, dict(zip(layout.names, values, strict=True))
 
     @abstractmethod
     def close(self) -> None:
@@ -251,9 +247,6 @@ class PackedStore(ABC):
     @abstractmethod
     def clear(self, table: str) -> None:
         """Forget every packed row of the table."""
-
-    @abstractmethod
-    def _write(self, table: str, batch: Batch, part: slice) -> int: ...
 
     @abstractmethod
     def _scan(self, table: str) -> Iterator[tuple[bytes, bytes]]: ...
@@ -301,6 +294,7 @@ class SqlitePackedStore(PackedStore):
 
     CHUNK = 10_000
     VARIABLES = 30_000  # SQLite's limit is 32,766 in a statement
+    CACHE_KIB = 64 * 1024  # at most; a page changed twice in a chunk is written once
     PATIENCE = 30.0  # seconds to wait for another writer
     SCHEMA = (
         (
@@ -351,6 +345,7 @@ class SqlitePackedStore(PackedStore):
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=self.PATIENCE, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute(f"PRAGMA cache_size = -{self.CACHE_KIB}")
         return connection
 
     @contextmanager
@@ -365,6 +360,9 @@ class SqlitePackedStore(PackedStore):
         while self._idle:
             self._idle.pop().close()
 
+    def publish(self, table: str, batch: Batch) -> int:
+        return sum(self._write(table, batch, slice(at, at + self.CHUNK)) for at in range(0, len(batch), self.CHUNK))
+
     def _write(self, table: str, batch: Batch, part: slice) -> int:
         rows = [
             (table, key, *TIMES.unpack_from(row), row)
@@ -374,11 +372,11 @@ class SqlitePackedStore(PackedStore):
             layouts = [(layout.id, layout.json) for layout in batch.layouts]
             connection.executemany("INSERT OR IGNORE INTO packed_layouts VALUES (?, ?)", layouts)
             newer = self._newer(connection, rows)
-            connection.executemany(self.KEEP_NEWEST, (rows[at] for at in newer))
+            connection.executemany(self.KEEP_NEWEST, sorted(rows[at] for at in newer))
             if batch.beside is not None:
                 connection.execute(batch.beside.table)
                 beside = batch.beside.parameters[part]
-                connection.executemany(batch.beside.statement, (cells for at in newer for cells in beside[at]))
+                connection.executemany(batch.beside.statement, sorted(beside[at] for at in newer))
         return len(newer)
 
     def _newer(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[int]:
@@ -480,92 +478,66 @@ class RedisPackedStore(PackedStore):
     end
     return #changed / 2
     """
-    CHUNK = 500  # a few milliseconds of the server's time
-    CHUNKS_AT_ONCE = 8
+    CHUNK = 50  # a third of a millisecond of the server; more at once costs it more a row, as Lua keeps all arguments
     LAYOUTS = "mlops:layouts"
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        import redis
+        from resources.redis_wire import RedisWire
 
-        self._where = _without_password(url)
-        options = {"socket_timeout": 10, "socket_connect_timeout": 5, "retry": patient_retry()}
-        self._client = redis.Redis.from_url(url, **options)
+        self._wire = RedisWire(url)
 
     @contextmanager
     def answers(self) -> Iterator[None]:
-        import redis
-
         try:
             yield
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise OnlineStoreUnavailableError.of(self._where, error) from error
+        except OSError as error:
+            raise OnlineStoreUnavailableError.of(self._wire.where, error) from error
 
     def close(self) -> None:
-        self._client.close()
+        self._wire.close()
 
     def publish(self, table: str, batch: Batch) -> int:
         parts = [slice(at, at + self.CHUNK) for at in range(0, len(batch), self.CHUNK)]
-        return sum(self._write_parts(table, batch, some) for some in _chunks(parts, self.CHUNKS_AT_ONCE))
+        with self.answers():
+            return sum(self._wire.ask(lambda: ([self._script(table, batch, part)] for part in parts)))
 
-    def _write(self, table: str, batch: Batch, part: slice) -> int:
-        return self._write_parts(table, batch, [part])
-
-    def _write_parts(self, table: str, batch: Batch, parts: Sequence[slice]) -> int:
-        with self.answers(), self._client.pipeline(transaction=False) as pipeline:
-            for part in parts:
-                pipeline.execute_command("EVAL", self.KEEP_NEWEST, *self._arguments(table, batch, part))
-            return sum(pipeline.execute())
-
-    def _arguments(self, table: str, batch: Batch, part: slice) -> list[Any]:
+    def _script(self, table: str, batch: Batch, part: slice) -> tuple[Any, ...]:
         keys, feast = batch.keys[part], batch.beside or FeastHashes([], [], [])
         layouts = [said for layout in batch.layouts for said in (layout.id, layout.json)]
         hashes = [self._hash(table), self.LAYOUTS, *feast.hashes[part]]
         counts = [len(keys), len(batch.layouts), len(feast.fields)]
         rows = zip(keys, batch.rows[part], *(column[part] for column in feast.columns), strict=True)
-        return [len(hashes), *hashes, *counts, *layouts, *feast.fields, *(cell for row in rows for cell in row)]
+        given = (*hashes, *counts, *layouts, *feast.fields)
+        return ("EVAL", self.KEEP_NEWEST, len(hashes), *given, *chain.from_iterable(rows))
 
     def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
-        wanted = [(self._hash(table), keys) for table, keys in asked if keys]
+        packet = [("HMGET", self._hash(table), *keys) for table, keys in asked if keys]
         with self.answers():
-            if len(wanted) == 1:
-                answers = iter([self._client.hmget(*wanted[0])])
-            else:
-                with self._client.pipeline(transaction=False) as pipeline:
-                    for name, keys in wanted:
-                        pipeline.execute_command("HMGET", name, *keys)
-                    answers = iter(pipeline.execute())
+            answers = iter(self._wire.ask(lambda: [packet]))
         return [next(answers) if keys else [] for _, keys in asked]
 
     def _scan(self, table: str) -> Iterator[tuple[bytes, bytes]]:
-        with self.answers():
-            yield from self._client.hscan_iter(self._hash(table), count=1_000)
+        cursor = b"0"
+        while True:
+            cursor, found = self._ask("HSCAN", self._hash(table), cursor, "COUNT", 1_000)
+            yield from zip(found[::2], found[1::2], strict=True)
+            if cursor == b"0":
+                return
 
     def clear(self, table: str) -> None:
-        with self.answers():
-            self._client.unlink(self._hash(table))
+        self._ask("UNLINK", self._hash(table))
 
     def _count(self, table: str) -> int:
-        with self.answers():
-            return int(self._client.hlen(self._hash(table)))
+        return int(self._ask("HLEN", self._hash(table)))
 
     def _layout(self, layout_id: bytes) -> bytes:
+        return bytes(self._ask("HGET", self.LAYOUTS, layout_id))
+
+    def _ask(self, *command: Any) -> Any:
         with self.answers():
-            return bytes(self._client.hget(self.LAYOUTS, layout_id))
+            return self._wire.ask(lambda: [[command]])[0]
 
     @staticmethod
     def _hash(table: str) -> str:
         return f"mlops:rows:{table}"
-
-
-def patient_retry() -> Any:
-    """How often a Redis that went away is asked again: six times within about two seconds."""
-    from redis.backoff import ExponentialBackoff
-    from redis.retry import Retry
-
-    return Retry(ExponentialBackoff(cap=0.8, base=0.05), 6)
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname}:{parts.port or 6379}{parts.path}"
