@@ -1,0 +1,142 @@
+"""A connection to Redis that does one thing fast: send commands together, and read their answers.
+
+redis-py spends several times as long on a pipeline as the server; here the bytes go from hiredis to the socket and
+back. An answer that does not come is asked for again over a new connection, a few times; so what is sent must be
+harmless when repeated. Anything else that is asked of Redis goes through redis-py.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    import hiredis
+
+Command = tuple[Any, ...]
+Packet = Sequence[Command]
+TRIES, PAUSE, LONGEST_PAUSE = 7, 0.05, 0.8  # seconds between tries, doubled each time: two seconds in all
+CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 10.0
+BUFFER = 1 << 17
+
+
+class RedisRefusedError(RuntimeError):
+    """Redis answered, with an error."""
+
+    @classmethod
+    def of(cls, where: str, said: object) -> Self:
+        return cls(f"Redis at {where} refused: {said}.")
+
+
+class RedisWire:
+    """As many connections to one Redis as were ever needed at once; safe from any thread."""
+
+    def __init__(self, url: str) -> None:
+        self._url = urlsplit(url)
+        self._idle: deque[Connection] = deque()
+        port, path = self._url.port or 6379, self._url.path
+        self.where = f"{self._url.scheme}://{self._url.hostname}:{port}{path}"  # no password
+
+    def ask(self, packets: Callable[[], Iterable[Packet]]) -> list[Any]:
+        """The answer to each command of each packet, in order; OSError when there is none after several tries.
+
+        `packets` is called for each try. They may be lazy: the server is at work on one while the next is made.
+        Raises RedisRefusedError where an answer is an error.
+        """
+        pause, tries = PAUSE, TRIES
+        while True:
+            tries -= 1
+            try:
+                return self._checked(self._ask(packets()))
+            except OSError:
+                self.close()  # the others of a server that went away are dead too
+                if not tries:
+                    raise
+                time.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+    def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
+
+    def _ask(self, packets: Iterable[Packet]) -> list[Any]:
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = Connection(self._url)
+        try:
+            answers = connection.ask(packets)
+        except BaseException:
+            connection.close()  # half read: nobody may read on
+            raise
+        self._idle.append(connection)
+        return answers
+
+    def _checked(self, answers: list[Any]) -> list[Any]:
+        import hiredis
+
+        for answer in answers:
+            if isinstance(answer, hiredis.ReplyError):
+                if str(answer).startswith(("LOADING", "TRYAGAIN", "MASTERDOWN")):
+                    raise ConnectionError(str(answer))  # not ready yet
+                raise RedisRefusedError.of(self.where, answer)
+        return answers
+
+
+class Connection:
+    """One socket, with the answers of the commands that were sent over it."""
+
+    def __init__(self, url: Any) -> None:
+        import hiredis
+
+        self._pack = hiredis.pack_command
+        self._reader: hiredis.Reader = hiredis.Reader()
+        self._socket = _connected(url)
+        try:
+            self._greet(url)
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, packets: Iterable[Packet]) -> list[Any]:
+        sent = 0
+        for packet in packets:
+            self._socket.sendall(b"".join(map(self._pack, packet)))
+            sent += len(packet)
+        return [self._answer() for _ in range(sent)]
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def _answer(self) -> Any:
+        while (answer := self._reader.gets()) is False:
+            received = self._socket.recv(BUFFER)
+            if not received:
+                raise ConnectionError("Redis closed the connection")
+            self._reader.feed(received)
+        return answer
+
+    def _greet(self, url: Any) -> None:
+        import hiredis
+
+        password = [unquote(part) for part in (url.username, url.password) if part]
+        greeting: list[Command] = [("AUTH", *password)] if password else []
+        if database := url.path.strip("/"):
+            greeting.append(("SELECT", database))
+        for answer in self.ask([greeting]):
+            if isinstance(answer, hiredis.ReplyError):
+                raise RedisRefusedError.of(f"{url.hostname}:{url.port or 6379}", answer)
+
+
+def _connected(url: Any) -> socket.socket:
+    plain = socket.create_connection((url.hostname or "localhost", url.port or 6379), timeout=CONNECT_SECONDS)
+    plain.settimeout(ANSWER_SECONDS)
+    plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if url.scheme != "rediss":
+        return plain
+    return ssl.create_default_context().wrap_socket(plain, server_hostname=url.hostname)
