@@ -22,7 +22,7 @@ from mlops_assets.declarations import EVENT_TIMESTAMP, FeatureView, ModelPipelin
 from mlops_assets.links.training_set import point_in_time_rows, stored_views
 from mlops_assets.replay import Request, logged, plan_of, sampled
 from mlops_assets.serving.plan import FeaturePlan
-from mlops_assets.skew import Cause, Evidence, Mismatch, causes
+from mlops_assets.skew import Cause, Evidence, Mismatch, causes, event_time, other_times
 
 if TYPE_CHECKING:
     import polars as pl
@@ -65,17 +65,18 @@ FEATURE_COLUMNS = ("feature", "differ", "late", "compared", "likely causes")
 
 @dataclass(frozen=True)
 class Report:
-    """What was compared, and every difference."""
+    """What was compared (the features, and the event times of the views' rows), and every difference."""
 
     model: str
     origin: Origin
     requests: tuple[Request, ...]
     features: tuple[str, ...]
+    times: tuple[str, ...]
     differences: tuple[Difference, ...]
 
     @property
     def values(self) -> int:
-        return len(self.requests) * len(self.features)
+        return len(self.requests) * (len(self.features) + len(self.times))
 
     @property
     def skewed(self) -> list[Difference]:
@@ -97,7 +98,8 @@ class Report:
             return "nothing to replay: no answer is logged and nothing is published online"
         moments = sorted(request.at for request in self.requests)
         span = " to ".join(dict.fromkeys(f"{moment:%Y-%m-%d %H:%M}" for moment in (moments[0], moments[-1])))
-        return f"{len(self.requests)} {self.origin} of {span}, {len(self.features)} features, {self.values} values"
+        what = f"{len(self.features)} features and {len(self.times)} event times"
+        return f"{len(self.requests)} {self.origin} of {span}, {what}, {self.values} values"
 
     @property
     def by_feature(self) -> list[tuple[str, int, int, int, str]]:
@@ -112,7 +114,7 @@ class Report:
                 len(self.requests),
                 ", ".join(kind for kind, _ in kinds[name].most_common()),
             )
-            for name in self.features
+            for name in (*self.features, *self.times)
             if name in kinds
         ]
 
@@ -135,17 +137,20 @@ def differences(
     bentos: BentoStore,
     log: PredictionLog,
     now_only: bool = False,
+    published: datetime | None = None,
 ) -> Report:
     """Replay logged answers or, where there are none (or with `now_only`), events looked up online now.
 
-    `plan` is that of the Bento to judge. Raises what `Lake.scan` raises where a view is not offline.
+    `plan` is that of the Bento to judge. `published` is the moment that the online views were published as of, where
+    it is known: a row past its ttl by then was not published, though it was not so at the newest event. Raises
+    what `Lake.scan` raises where a view is not offline.
     """
     origin: Origin = "logged answers"
     requests = [] if now_only else logged(model, plan, model.parity.rows, lake, bentos, log)
     if not requests:
-        origin, requests = "sampled events", sampled(model, plan, model.parity.rows, lake, store)
+        origin, requests = "sampled events", sampled(model, plan, model.parity.rows, lake, store, published)
     if not requests:
-        return Report(model.id, "nothing", (), (), ())
+        return Report(model.id, "nothing", (), (), (), ())
     return compare(model, plan, requests, lake=lake, store=store, origin=origin)
 
 
@@ -183,9 +188,11 @@ def compare(
         for name in features
         if name not in row or not same(request.values[name], row[name])
     ]
-    differing = list({id(one.request): one.request for one in found}.values())
-    told = causes(found, Evidence(model, plan, differing, frames, lake, store, same))
-    return Report(model.id, origin, tuple(requests), features, tuple(map(partial(_difference, plan), found, told)))
+    evidence = Evidence(model, plan, requests, frames, lake, store, same)
+    found += other_times(found, requests, evidence)
+    told = tuple(map(partial(_difference, plan), found, causes(found, evidence)))
+    times = tuple(event_time(item.view) for item in model.selections)
+    return Report(model.id, origin, tuple(requests), features, times, told)
 
 
 def _difference(plan: FeaturePlan, found: Mismatch, cause: Cause) -> Difference:

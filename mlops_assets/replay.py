@@ -146,21 +146,29 @@ def _reads_alike(plan: FeaturePlan, tag: str, bentos: BentoStore) -> bool:
 # -- sampled --------------------------------------------------------------------------------------------------
 
 
-def sampled(model: ModelPipeline, plan: FeaturePlan, rows: int, lake: Lake, store: PackedStore) -> list[Request]:
+def sampled(
+    model: ModelPipeline,
+    plan: FeaturePlan,
+    rows: int,
+    lake: Lake,
+    store: PackedStore,
+    published: datetime | None = None,
+) -> list[Request]:
     """Events of the labels, drawn by a hash of their key, looked up at the moment up to which the store is published.
 
-    None where no view of the plan has a row online.
+    That is `published`, if known, or the newest event that is online. None where no view of the plan has a row online.
     """
     if not any(store.count(view.table) for view in plan.views):
         return []
     days = lake.partitions(asset_key(model.labels))
-    at = _published_until(model, plan, lake, store, _spread(days))
+    newest = _newest_online(model, plan, lake, store, _spread(days))
+    at = max(newest, published) if published else newest
     before = [day for day in days if day <= f"{at:%Y-%m-%d}"][-2:] or days[:1]
     events = _drawn(_events(model, lake, before), model.labels.key, rows)
     asked = events.drop(model.labels.key, EVENT_TIMESTAMP).to_dicts()
     looked = look_up(plan, store, asked, at)
     now = datetime.now(UTC)
-    ids = events[model.labels.key].cast(str).to_list()
+    ids = [str(one) for one in events[model.labels.key]]
     return [_looked_up(plan, *one, at, now) for one in zip(ids, asked, looked, strict=True)]
 
 
@@ -179,7 +187,7 @@ def _events(model: ModelPipeline, lake: Lake, days: Sequence[str]) -> pl.DataFra
     return lake.scan(asset_key(labels), days or None).select(columns).drop_nulls(labels.join_keys).collect()
 
 
-def _published_until(
+def _newest_online(
     model: ModelPipeline, plan: FeaturePlan, lake: Lake, store: PackedStore, days: Sequence[str]
 ) -> datetime:
     """The newest event online, of the keys that events of `days` have; of the events where none of them is online."""

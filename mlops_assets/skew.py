@@ -183,12 +183,39 @@ class Evidence:
         return written_at(self._lake.path(key, names[-1] if names else None))
 
 
+def event_time(view: FeatureView) -> str:
+    """The name under which a view's event times are compared, beside its features."""
+    return f"{view.name}.{EVENT_TIMESTAMP}"
+
+
+def other_times(found: Sequence[Mismatch], requests: Sequence[Request], evidence: Evidence) -> list[Mismatch]:
+    """Rows with offline's values but not its event time: they will expire, or be seen, at the wrong moment.
+
+    An older row that offline has too is none, whatever is newer offline: its values are still true.
+    """
+    told = {(id(one.request), one.feature) for one in found}
+    return [
+        Mismatch(
+            sight.request,
+            event_time(sight.view),
+            moment_of(sight.used.event),
+            sight.offline_event and moment_of(sight.offline_event),
+        )
+        for item in evidence.model.selections
+        for sight in (evidence.sight(item.view, one) for one in requests if item.view.id in one.event_times)
+        if sight.used is not None and sight.used.event != sight.offline_event
+        if not any((id(sight.request), name) in told for name in item.features)
+        if not evidence.same(sight.used, evidence.history(item.view).at(sight.key, sight.used.event))
+    ]
+
+
 # -- causes ---------------------------------------------------------------------------------------------------
 
 
 def causes(found: Sequence[Mismatch], evidence: Evidence) -> list[Cause]:
     """The likeliest cause of each mismatch, in order."""
-    stored = {name: item.view for item in evidence.model.selections for name in item.features}
+    selections = evidence.model.selections
+    stored = {name: item.view for item in selections for name in (*item.features, event_time(item.view))}
     computed = {name: item for item in evidence.model.on_demand for name in item.features}
     said: dict[int, Cause] = {}
     for view, indices in _grouped(found, stored):

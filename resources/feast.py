@@ -138,7 +138,8 @@ class FeastResource(dg.ConfigurableResource[Any]):
         with reading_at(at):
             answer = store.get_online_features(
                 features=[f"{table}:{name}" for name in features],
-                entity_rows=[dict(zip(view.join_keys, key, strict=True)) for key in keys],
+                # Of a view without keys Feast counts the rows asked for by any name, and adds its own key.
+                entity_rows=[dict(zip(view.join_keys, key, strict=True)) or {"all": ""} for key in keys],
             )
         columns = answer.to_dict()
         return [{name: columns[name][row] for name in features} for row in range(len(keys))]

@@ -5,7 +5,9 @@ would read offline, or nothing is released: the verdict is kept on the registere
 promotion by hand go by it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from functools import partial
 from typing import Any
 
 import dagster as dg
@@ -14,6 +16,7 @@ from mlops_assets import parity
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.links import spec
+from mlops_assets.links.online import online_key
 from mlops_assets.parity import Report
 from mlops_assets.promotion import PARITY, PASSED, REFUSED, Promotion
 from mlops_assets.replay import plan_of
@@ -54,13 +57,19 @@ def bento_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         check_specs=spec.check_specs(key, {CHECK: True, parity.CHECK: True, parity.IN_TIME: False}, PROMISES),
     )
     def bento(
-        config: Replay, promotion: dg.ResourceParam[Promotion], feast: FeastResource, lake: Lake
+        context: dg.AssetExecutionContext,
+        config: Replay,
+        promotion: dg.ResourceParam[Promotion],
+        feast: FeastResource,
+        lake: Lake,
     ) -> Iterator[Any]:
         version = promotion.mlflow.alias(model.registered_name, ALIAS)
         if version is None:
             raise dg.Failure(f"{model.title} has no champion. Materialize it first.", allow_retries=False)
         tag = promotion.bento_of(model, version)
-        same, in_time, tables = features_replayed(model, promotion.bentos, tag, lake, feast, config.now_only)
+        published = published_as_of(context.instance, model)
+        replay = partial(parity.differences, lake=lake, store=feast.packed(), now_only=config.now_only)
+        same, in_time, tables = judged(model, promotion.bentos, tag, partial(replay, published=published))
         promotion.mlflow.tag_version(model.registered_name, version, {PARITY: PASSED if same.passed else REFUSED})
         yield dg.MaterializeResult(
             metadata={
@@ -95,8 +104,18 @@ def golden_parity(bentos: BentoStore, tag: str) -> Claim:
     )
 
 
-def features_replayed(
-    model: ModelPipeline, bentos: BentoStore, tag: str, lake: Lake, feast: FeastResource, now_only: bool = False
+def published_as_of(instance: dg.DagsterInstance, model: ModelPipeline) -> datetime | None:
+    """The latest moment that an online asset of the model was published as of; None where none was told of one."""
+    events = [instance.get_latest_materialization_event(online_key(item.view)) for item in model.selections]
+    told = [
+        event.asset_materialization.metadata.get("as_of") for event in events if event and event.asset_materialization
+    ]
+    moments = [str(value.value) for value in told if value is not None]
+    return max((datetime.fromisoformat(moment) for moment in moments if moment != "None"), default=None)
+
+
+def judged(
+    model: ModelPipeline, bentos: BentoStore, tag: str, replay: Callable[..., Report]
 ) -> tuple[Claim, Claim, dict[str, Any]]:
     """What the Bento reads online against what training reads offline: parity, lateness, and tables of what differs."""
     from mlops_assets.serving.bundle import BrokenBundleError
@@ -104,15 +123,7 @@ def features_replayed(
     from resources.lake import NotMaterializedError, SchemaDriftError, UnreadableFileError
 
     try:
-        report = parity.differences(
-            model,
-            plan_of(bentos.path(tag)),
-            lake=lake,
-            store=feast.packed(),
-            bentos=bentos,
-            log=PredictionLog(),
-            now_only=now_only,
-        )
+        report = replay(model, plan_of(bentos.path(tag)), bentos=bentos, log=PredictionLog())
     except (BrokenBundleError, NotMaterializedError, SchemaDriftError, UnreadableFileError) as problem:
         return *parity.unjudged(problem), {}
     return parity.feature_parity(report, model.parity.at_most), parity.features_in_time(report), _tables(report)
