@@ -2,24 +2,24 @@
 
 One `Entry` is one view or one feature; `mlops features search` reads them. Every word of a query must be found in an
 entry, in any field; entries that have the words in their own name come first. A word that nothing holds is taken for
-the nearest words there are. The cost of a query grows with the words that exist, never with words times entries:
-fuzzy comparison is for at most `COMPARED` candidates a word, chosen by the letter pairs they share.
+the nearest words there are. A query passes over the text of all entries once a word; fuzzy comparison, a thousand
+times dearer, is for at most `COMPARED` candidates a word, chosen by the letter pairs they share.
 """
 
 from __future__ import annotations
 
-import re
+import string
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import SequenceMatcher
 from functools import cached_property
 
-WORD = re.compile(r"[a-z0-9]+")
+BREAKS = str.maketrans(dict.fromkeys(string.punctuation + string.whitespace, " "))  # what ends a word
 COMPARED = 50
 ALIKE = 0.75  # of 1; two letters swapped in a word of eight are 0.875
 NEAR = 3
-NAME, WHOLE, BEGINNING, INSIDE, TYPO = 100.0, 8.0, 4.0, 2.0, 1.0
+NAME, WHOLE, BEGINNING, INSIDE = 100.0, 4.0, 2.0, 1.0
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ class Found:
 
 @dataclass
 class Index:
-    """Entries by word. Built in one pass over their text."""
+    """Entries as text that can be searched."""
 
     entries: Sequence[Entry]
-    compared: int = 0  # fuzzy comparisons made, which is what a query costs beyond looking up
+    compared: int = 0  # fuzzy comparisons made so far
 
     def search(self, text: str) -> Found:
         """Entries that have every word of `text`, best first; none for a text without letters or digits."""
-        words = list(dict.fromkeys(WORD.findall(text.lower())))
+        words = list(dict.fromkeys(_plain(text).split()))
         scored = [self._scores(word) for word in words]
         common = set.intersection(*(set(scores) for scores in scored)) if scored else set[int]()
         ranked = sorted(common, key=lambda at: (-sum(scores[at] for scores in scored), self.entries[at].id))
@@ -62,22 +62,24 @@ class Index:
         return Found(tuple(self.entries[at] for at in ranked), near)
 
     def _scores(self, word: str) -> dict[int, float]:
-        """By entry, how well it has the word: in its name before anywhere else, whole before in part."""
+        """By entry, how well it has the word; one that is nowhere as it stands is taken for what is spelt nearly so."""
+        if found := self._having(word):
+            return found
         scores: dict[int, float] = {}
-        for known, quality in self._alike(word).items():
-            for places, weight in ((self._names, NAME), (self._texts, 1.0)):
-                for at in places.get(known, ()):
-                    scores[at] = max(scores.get(at, 0.0), quality * weight)
+        for known in self._misspelt(word):
+            for at, score in self._having(known).items():
+                scores[at] = max(scores.get(at, 0.0), score)
         return scores
 
-    def _alike(self, word: str) -> dict[str, float]:
-        """Known words that stand for `word`, and how well; misspelt ones only where it is nowhere as it stands."""
-        found = {
-            known: WHOLE if known == word else BEGINNING if known.startswith(word) else INSIDE
-            for known in self._vocabulary
-            if word in known
-        }
-        return found or dict.fromkeys(self._misspelt(word), TYPO)
+    def _having(self, word: str) -> dict[int, float]:
+        """In its name before anywhere else, whole before in part."""
+        whole, beginning = f" {word} ", f" {word}"
+        scores: dict[int, float] = {}
+        for texts, weight in ((self._texts, 1.0), (self._names, NAME)):
+            for at, text in enumerate(texts):
+                if word in text:
+                    scores[at] = weight * (WHOLE if whole in text else BEGINNING if beginning in text else INSIDE)
+        return scores
 
     def _misspelt(self, word: str, alike: float = ALIKE) -> list[str]:
         """Known words nearly spelt so, nearest first. A number is no misspelling of another."""
@@ -100,36 +102,26 @@ class Index:
         return tuple(self.entries[at].id for at in sorted(rarest, key=lambda at: -rarest[at])[:NEAR])
 
     @cached_property
-    def _names(self) -> dict[str, list[int]]:
-        return _places(entry.name for entry in self.entries)
+    def _names(self) -> list[str]:
+        return [_plain(entry.name) for entry in self.entries]
 
     @cached_property
-    def _texts(self) -> dict[str, list[int]]:
-        return _places(
-            " ".join((entry.id, entry.meaning, entry.type, entry.owner, *entry.words)) for entry in self.entries
-        )
-
-    @cached_property
-    def _vocabulary(self) -> set[str]:
-        return {*self._names, *self._texts}
+    def _texts(self) -> list[str]:
+        return [_plain(" ".join((item.id, item.meaning, item.type, item.owner, *item.words))) for item in self.entries]
 
     @cached_property
     def _by_pair(self) -> dict[str, list[str]]:
         """The known words by each pair of letters in them; made when a first word is misspelt."""
         found: dict[str, list[str]] = defaultdict(list)
-        for known in self._vocabulary:
+        for known in set("".join((*self._names, *self._texts)).split()):
             for pair in _pairs(known):
                 found[pair].append(known)
         return found
 
 
-def _places(texts: Iterable[str]) -> dict[str, list[int]]:
-    """By word, the numbers of the texts that have it."""
-    found: dict[str, list[int]] = defaultdict(list)
-    for at, text in enumerate(texts):
-        for word in set(WORD.findall(text.lower())):
-            found[word].append(at)
-    return found
+def _plain(text: str) -> str:
+    """Lower case words with a space on each side."""
+    return f" {text.lower().translate(BREAKS)} "
 
 
 def _pairs(word: str) -> set[str]:
