@@ -127,8 +127,11 @@ class NotATableError(TypeError):
 
 def _together(work: Callable[[str], Result], names: Iterable[str]) -> list[Result]:
     """One result per name, in order; files are handled side by side, since S3 answers each one slowly."""
+    asked = list(names)
+    if len(asked) == 1:
+        return [work(asked[0])]
     with ThreadPoolExecutor(_THREADS) as pool:
-        return list(pool.map(work, names))
+        return list(pool.map(work, asked))
 
 
 def _few(names: Sequence[str]) -> str:

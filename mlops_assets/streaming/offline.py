@@ -158,6 +158,9 @@ class OfflineTables:
         if span is None or table.partitions is None:
             return self.lake.scan(key)
         asked = _windows(_windowed(table), span[0] - view.lookback, span[1])
+        published = self.lake.partitions(key)
+        if published and not asked.keys() & set(published):  # days without an event: a batch would have published none
+            return self.lake.scan(key, published[-1:]).clear()
         return self.lake.scan(key, asked)
 
     @staticmethod
