@@ -71,15 +71,17 @@ def reading(plan: FeaturePlan) -> dict[str, Any]:
 def logged(
     model: ModelPipeline, plan: FeaturePlan, rows: int, lake: Lake, bentos: BentoStore, log: PredictionLog
 ) -> list[Request]:
-    """At least `rows` requests of the newest days, where there are so many, drawn by a hash of their id within a day.
+    """`rows` requests of the newest days, where there are so many, drawn by a hash of their id within a day.
 
-    Only answers of the last week, given by Bentos that read features as `plan` does, to callers who did not bring
-    the features themselves.
+    Only answers of the last week, by Bentos that read features as `plan` does.
     """
     alike: dict[str, bool] = {}
     found: list[Request] = []
     for answers in _newest_answers(model, lake, log):
-        found += list(_replayable(model, plan, _drawn(answers, "request_id", rows), bentos, alike))
+        for tag in set(answers["release"].to_list()) - alike.keys():
+            alike[tag] = _reads_alike(plan, tag, bentos)
+        fit = _looked_up_by(answers, [tag for tag, same in alike.items() if same])
+        found += [_answered(plan, one) for one in predictions.logged(model, _drawn(fit, "request_id", rows)).to_dicts()]
         if len(found) >= rows:
             break
     return found[:rows]
@@ -115,24 +117,25 @@ def _drawn(rows: pl.DataFrame, key: str, count: int) -> pl.DataFrame:
     return rows.sort(pl.col(key).hash(seed=1), key).head(count)
 
 
-def _replayable(
-    model: ModelPipeline, plan: FeaturePlan, answers: pl.DataFrame, bentos: BentoStore, alike: dict[str, bool]
-) -> Iterator[Request]:
-    for tag in answers["release"].unique().to_list() if answers.height else []:
-        alike.setdefault(tag, _reads_alike(plan, tag, bentos))
-    fit = answers.filter([alike[tag] for tag in answers["release"].to_list()]) if answers.height else answers
-    for answer in predictions.logged(model, fit).iter_rows(named=True) if fit.height else ():
-        event_times, fallbacks = json.loads(answer["event_times"]), json.loads(answer["fallbacks"])
-        if event_times or fallbacks:  # else the caller brought the features
-            yield Request(
-                id=answer["request_id"],
-                at=answer["at"],
-                answered=answer["logged_at"],
-                row={name: answer[name] for name in (*plan.join_keys, *(field.name for field in plan.request))},
-                values={name: answer.get(name) for name in plan.inputs},
-                event_times={view: microseconds(datetime.fromisoformat(at)) for view, at in event_times.items()},
-                reasons={fallback["view"]: fallback["reason"] for fallback in fallbacks},
-            )
+def _looked_up_by(answers: pl.DataFrame, releases: Sequence[str]) -> pl.DataFrame:
+    """The answers of these Bentos that looked something up; a caller who brings the features asks for none."""
+    import polars as pl
+
+    looked_up = (pl.col("event_times") != "{}") | (pl.col("fallbacks") != "[]")
+    return answers.filter(pl.col("release").is_in(releases), looked_up)
+
+
+def _answered(plan: FeaturePlan, answer: Mapping[str, Any]) -> Request:
+    event_times, fallbacks = json.loads(answer["event_times"]), json.loads(answer["fallbacks"])
+    return Request(
+        id=answer["request_id"],
+        at=answer["at"],
+        answered=answer["logged_at"],
+        row={name: answer[name] for name in (*plan.join_keys, *(field.name for field in plan.request))},
+        values={name: answer.get(name) for name in plan.inputs},
+        event_times={view: microseconds(datetime.fromisoformat(at)) for view, at in event_times.items()},
+        reasons={fallback["view"]: fallback["reason"] for fallback in fallbacks},
+    )
 
 
 def _reads_alike(plan: FeaturePlan, tag: str, bentos: BentoStore) -> bool:
