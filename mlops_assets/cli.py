@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from mlops_assets.promotion import Promotion
     from resources.releases import ReleaseRecord
 
+OURS = ("feature_assets", "mlops_assets", "model_assets", "resources", "sensors")
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Models as assets: from raw data to a monitored endpoint."
 )
@@ -31,6 +32,7 @@ app.add_typer(new, name="new")
 app.add_typer(features, name="features")
 
 Model = Annotated[str, typer.Argument(help="The model, as <team>/<name>, e.g. flights/late_arrival")]
+Source = Annotated[str, typer.Argument(help="A source that declares a stream, as <team>/<name>")]
 Why = Annotated[str, typer.Option(help="Written into the history")]
 
 
@@ -41,40 +43,16 @@ def main() -> None:
     quiet_telemetry()
     try:
         app()
-    except _mendable() as problem:
+    except Exception as problem:
+        if not _says_what_to_do(problem):
+            raise
         typer.secho(" ".join([f"mlops: {problem}", *getattr(problem, "__notes__", ())]), fg="red", err=True)
         sys.exit(1)
 
 
-def _mendable() -> tuple[type[Exception], ...]:
-    """The errors that say what was asked, what exists and what to do next."""
-    from mlops_assets.catalog import UnknownDeclarationError
-    from mlops_assets.declarations import DeclarationError
-    from mlops_assets.promotion import NotPromotableError
-    from mlops_assets.scaffold import ScaffoldError
-    from mlops_assets.trainers import TrainerParameterError, UnknownTrainerError
-    from resources.bentos import BentoBuildError, UnknownBentoError
-    from resources.environment import MissingSettingsError, UnknownEnvironmentError
-    from resources.mlflow import MlflowUnreachableError
-    from resources.releases import CorruptReleaseError, InvalidReleaseError, StaleReleaseError, UnknownReleaseError
-
-    return (
-        BentoBuildError,
-        CorruptReleaseError,
-        DeclarationError,
-        InvalidReleaseError,
-        MissingSettingsError,
-        MlflowUnreachableError,
-        NotPromotableError,
-        ScaffoldError,
-        StaleReleaseError,
-        TrainerParameterError,
-        UnknownBentoError,
-        UnknownDeclarationError,
-        UnknownEnvironmentError,
-        UnknownReleaseError,
-        UnknownTrainerError,
-    )
+def _says_what_to_do(problem: Exception) -> bool:
+    """An error of ours says what was asked, what exists and what to do next; another's is a fault of the program."""
+    return type(problem).__module__.partition(".")[0] in OURS
 
 
 @app.command()
@@ -151,6 +129,29 @@ def runs(model: Model) -> None:
         ["version", "cutoff", pipeline.gate.metric, "gate", "why", "bento", "MLflow run"],
         rows,
     )
+
+
+@app.command()
+def ingest(
+    source: Source,
+    once: Annotated[bool, typer.Option(help="End when no more events come")] = False,
+) -> None:
+    """Bring a source, and the views that read it, up to date from its stream, until Ctrl-C."""
+    from mlops_assets.streaming import ingest as start
+    from resources.environment import prepare_home
+
+    prepare_home()
+    start(source, once=once)
+
+
+@app.command()
+def produce(source: Source) -> None:
+    """Append events to a source's stream: one JSON object a line, from standard input."""
+    import orjson
+
+    from mlops_assets.streaming import produce as append
+
+    typer.echo(f"{append(source, (orjson.loads(line) for line in sys.stdin if line.strip()))} events appended")
 
 
 @app.command()

@@ -256,11 +256,11 @@ class FeatureView(_Table):
         keys = {entity.join_key: entity.column for entity in self.entities}
         return {**keys, EVENT_TIMESTAMP: UnixTimestamp("When the row became true and known"), **self.schema}
 
-    def __getitem__(self, features: Sequence[str]) -> FeatureSelection:
-        return FeatureSelection(self, (features,) if isinstance(features, str) else tuple(features))
+    def __getitem__(self, features: Sequence[str]) -> StoredSelection:
+        return StoredSelection(self, (features,) if isinstance(features, str) else tuple(features))
 
     @property
-    def selection(self) -> FeatureSelection:
+    def selection(self) -> StoredSelection:
         return self[tuple(self.schema)]
 
 
@@ -380,7 +380,7 @@ class OnDemandView:
     def needs(self) -> tuple[FeatureSelection, ...]:
         """The stored features among the inputs, by view."""
         named = [
-            FeatureSelection(read.view, tuple(name for name in read.features if name in self.inputs))
+            read.view[tuple(name for name in read.features if name in self.inputs)]
             for read in self.reads
             if isinstance(read, FeatureSelection)
         ]
@@ -404,11 +404,11 @@ class OnDemandView:
             )
         return {name: made[name].cast(field.polars).alias(name) for name, field in self.schema.items()}
 
-    def __getitem__(self, features: Sequence[str]) -> FeatureSelection:
-        return FeatureSelection(self, (features,) if isinstance(features, str) else tuple(features))
+    def __getitem__(self, features: Sequence[str]) -> ComputedSelection:
+        return ComputedSelection(self, (features,) if isinstance(features, str) else tuple(features))
 
     @property
-    def selection(self) -> FeatureSelection:
+    def selection(self) -> ComputedSelection:
         return self[tuple(self.schema)]
 
 
@@ -777,17 +777,15 @@ class ModelPipeline:
         wanted: dict[str, StoredSelection] = {}
         needs = [need for computed in self.on_demand for need in computed.view.needs]
         for item in (*self.chosen, *needs):
-            if isinstance(item.view, FeatureView):
+            if isinstance(item, StoredSelection):
                 before = wanted[item.view.id].features if item.view.id in wanted else ()
-                both = tuple(dict.fromkeys((*before, *item.features)))
-                wanted[item.view.id] = StoredSelection(item.view, both)
+                wanted[item.view.id] = item.view[tuple(dict.fromkeys((*before, *item.features)))]
         return tuple(wanted.values())
 
     @property
     def on_demand(self) -> tuple[ComputedSelection, ...]:
         """The computed features among the inputs, by view."""
-        views = ((item.view, item.features) for item in self.chosen)
-        return tuple(ComputedSelection(view, names) for view, names in views if isinstance(view, OnDemandView))
+        return tuple(item for item in self.chosen if isinstance(item, ComputedSelection))
 
     @property
     def inputs(self) -> tuple[str, ...]:

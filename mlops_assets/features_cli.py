@@ -123,6 +123,38 @@ def impact(
 
 
 @features.command()
+def parity(
+    model: Annotated[str, typer.Argument(help="The model, as <team>/<name>")],
+    now: Annotated[bool, typer.Option(help="Look sampled events up now, though answers are logged")] = False,
+    as_json: Json = False,
+) -> None:
+    """Replay a model's requests offline: each feature that the endpoint reads otherwise than training would."""
+    from mlops_assets.catalog import gather
+    from mlops_assets.parity import COLUMNS, feature_parity, here
+
+    pipeline = gather().model(model)
+    report = here(pipeline, now_only=now)
+    verdict = feature_parity(report, pipeline.parity.at_most)
+    if as_json:
+        _print(
+            {"compared": report.compared, **report.numbers(), "differences": [one.cells for one in report.differences]}
+        )
+    elif report.differences:
+        _table(report.compared, COLUMNS, [one.cells for one in (*report.skewed, *report.late)][:SHOWN])
+    else:
+        typer.echo(f"{report.compared}: no difference")
+    raise typer.Exit(0 if verdict.passed else 1)
+
+
+@features.command()
+def adopt(path: Annotated[Path, typer.Argument(help="The folder of an existing feature_store.yaml")]) -> None:
+    """Read the registry of an existing Feast repository, and say how its views become assets."""
+    from mlops_assets.adoption import adopt as read
+
+    typer.echo(read(path))
+
+
+@features.command()
 def contract() -> None:
     """What champions and released versions read, as JSON, for `check --contract` where there is no registry."""
     from mlops_assets.feature_contract import readers, to_json

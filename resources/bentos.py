@@ -161,7 +161,7 @@ def _run_bentoml(context: Path, store: Path, model: str, version: str) -> None:
 
 def _bentofile(bundle: Path, model: str, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
     framework = json.loads((bundle / "manifest.json").read_bytes())["framework"]
-    transforms = json.loads((bundle / "plan.json").read_bytes()).get("transforms")
+    transforms = json.loads((bundle / "plan.json").read_bytes())["transforms"]
     packages = [*PACKAGES, *FRAMEWORK_PACKAGES.get(framework, (framework,)), *(["polars"] if transforms else [])]
     return {
         "service": SERVICE,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,6 +24,7 @@ def bundle(tmp_path: Path) -> Path:
     bundle = tmp_path / "bundle"
     (bundle / "model").mkdir(parents=True)
     (bundle / "manifest.json").write_text(json.dumps({"framework": "xgboost"}))
+    (bundle / "plan.json").write_text(json.dumps({"transforms": []}))
     (bundle / "model" / "model.ubj").write_bytes(b"{}")
     return bundle
 
@@ -104,3 +106,13 @@ def test_an_unknown_bento_is_an_error_that_lists_the_known(bentos: BentoStore, b
     for asked in ("flights_late_arrival:nope", "../../etc:passwd"):
         with pytest.raises(UnknownBentoError, match=tag):
             bentos.path(asked)
+
+
+@pytest.mark.parametrize("transforms", [[], [{"view": "flights/pressure", "inputs": {}, "features": {}}]])
+def test_polars_comes_along_where_features_are_computed_on_demand(bundle: Path, transforms: list[Any]) -> None:
+    """And only there: it is most of what an image would weigh."""
+    from resources.bentos import _bentofile
+
+    (bundle / "plan.json").write_text(json.dumps({"transforms": transforms}))
+    packages = _bentofile(bundle, MODEL, "flights_late_arrival", LABELS)["python"]["packages"]
+    assert any(package.startswith("polars==") for package in packages) is bool(transforms)
