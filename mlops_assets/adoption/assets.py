@@ -57,7 +57,24 @@ class Adopted:
                 *(self._source_check(source) for source in known.sources.values() if source.kind == "file"),
                 *(self._view_checks(view, source) for view, source in self._with_rows()),
             ],
+            jobs=self._jobs(),
         )
+
+    def _jobs(self) -> list[Any]:
+        """Bring every view online whose rows pass their checks."""
+        known = self.registered
+        views = [view for view in known.views.values() if view.online]
+        checked = [*map(self.source_key, known.sources), *map(self.view_key, known.views)]
+        if not views:
+            return []
+        return [
+            dg.define_asset_job(
+                f"{self._prefix}__online",
+                selection=dg.AssetSelection.assets(*(self.key("online", view.name) for view in views))
+                | dg.AssetSelection.checks_for_assets(*checked),
+                description=f"Check the sources of {self.repository.project}, then bring its feature views online.",
+            )
+        ]
 
     def _with_rows(self) -> Iterator[tuple[View, Source]]:
         for view in self.registered.views.values():
@@ -132,15 +149,16 @@ class Adopted:
             key,
             deps=list(dict.fromkeys(deps)),
             description=thing.description or told,
-            group_name=self._group(stage),
+            group_name=f"{self._prefix}_{stage}",
             owners=self._owners(thing),
             kinds=kinds,
             tags=self._tags(thing, stage),
             metadata={**metadata, **self._origin(thing)},
         )
 
-    def _group(self, stage: str) -> str:
-        return f"{dg.AssetKey(self.repository.project).to_python_identifier()}_{stage}"
+    @property
+    def _prefix(self) -> str:
+        return dg.AssetKey(self.repository.project).to_python_identifier()
 
     def _owners(self, thing: Thing) -> list[str]:
         """Feast takes any text for an owner, Dagster an address or a team."""
@@ -197,7 +215,7 @@ class Adopted:
             key=key,
             deps=[stored],
             description=f"The newest row per {', '.join(view.entities) or 'view'} of {view.name}, online in Feast.",
-            group_name=self._group("online"),
+            group_name=f"{self._prefix}_online",
             owners=self._owners(view),
             kinds={"feast"},
             tags=self._tags(view, "online"),

@@ -132,8 +132,12 @@ def answers_newest_row(store: "FeatureStore", view: View, newest: "pl.DataFrame"
 
 
 def _online(store: "FeatureStore", view: View, keys: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What Feast answers each key; a view without entities has one row, under a key that Feast makes up."""
+    from feast.feature_view import DUMMY_ENTITY_ID, DUMMY_ENTITY_VAL
+
+    keys = [key or {DUMMY_ENTITY_ID: DUMMY_ENTITY_VAL} for key in keys]
     answer = store.get_online_features(
-        features=[f"{view.name}:{feature.name}" for feature in view.features], entity_rows=list(keys)
+        features=[f"{view.name}:{feature.name}" for feature in view.features], entity_rows=keys
     ).to_dict(include_event_timestamps=True)
     return [{name: values[place] for name, values in answer.items()} for place in range(len(keys))]
 

@@ -203,12 +203,18 @@ def _schema(file: str) -> bytes:
     module = file.removesuffix(".proto") + "_pb2"
     if file.startswith("google/"):
         return import_module(module.replace("/", ".")).DESCRIPTOR.serialized_pb
-    package = find_spec("feast")  # found, not imported
-    (root,) = (package and package.submodule_search_locations) or ()
-    text = Path(root, "protos", f"{module}.py").read_text()
+    text = Path(_feast(), "protos", f"{module}.py").read_text()
     calls = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
     call = next(call for call in calls if getattr(call.func, "attr", "") == "AddSerializedFile")
     return bytes(ast.literal_eval(call.args[0]))
+
+
+def _feast() -> Path:
+    """Where the installed Feast is: found, not imported."""
+    spec = find_spec("feast")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("Feast is not installed. Run: uv pip install 'feast>=0.67'", name="feast")
+    return Path(spec.origin).parent
 
 
 def _named(kind: str, items: Iterable[Any]) -> Iterator[tuple[str, Any]]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from feast import FeatureStore
 
 CONFIGURATION = "feature_store.yaml"
-SAID = 5  # lines of a failed child that a message repeats
+SAID = 3  # lines of a failed child that a message repeats
 
 
 class NoRepositoryError(LookupError):
@@ -159,8 +159,7 @@ class FeastRepository:
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
             beside.unlink(missing_ok=True)
-            said = "\n".join(f"  | {line}" for line in ran.stderr.strip().splitlines()[-SAID:])
-            raise UnreachableRegistryError.of(self.root, self.kind, said)
+            raise UnreachableRegistryError.of(self.root, self.kind, _last_words(ran.stderr))
         os.replace(beside, self.snapshot)
 
     @contextmanager
@@ -175,8 +174,15 @@ class FeastRepository:
             sys.path.remove(str(self.root))
 
     def _state(self, suffix: str) -> Path:
-        told = repr((str(self.root), sorted(self.registry.items())))
-        return home() / "adopted" / f"{self.project}-{sha256(told.encode()).hexdigest()[:12]}.{suffix}"
+        """Named without the registry's address: a new password must not lose what is known."""
+        digest = sha256(f"{self.root} {self.kind}".encode()).hexdigest()[:12]
+        return home() / "adopted" / f"{self.project}-{digest}.{suffix}"
+
+
+def _last_words(said: str) -> str:
+    """The end of what a process said, without the lines of its traceback, which are indented."""
+    lines = [line for line in said.splitlines() if line and not line[0].isspace()]
+    return "\n".join(f"  | {line}" for line in lines[-SAID:])
 
 
 def _configuration(file: Path) -> dict[str, Any]:
