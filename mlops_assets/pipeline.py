@@ -18,6 +18,7 @@ from mlops_assets.links.endpoint import endpoint_asset
 from mlops_assets.links.online import online_asset
 from mlops_assets.links.predictions import predictions_asset
 from mlops_assets.links.scores import scores_asset
+from mlops_assets.links.snapshot import snapshot_asset
 from mlops_assets.links.table import table_asset
 from mlops_assets.links.training_set import training_set_asset
 from mlops_assets.rollout import rollout
@@ -76,7 +77,8 @@ def table_definitions(catalog: Catalog) -> dg.Definitions:
     """The sources, feature views (offline and online) and labels of every team, and a job a team to fill them."""
     assets = [table_asset(table, catalog) for table in catalog.tables.values()]
     online = [online_asset(view, catalog) for view in catalog.views if view.online]
-    return dg.Definitions(assets=[*assets, *online], jobs=_table_jobs(catalog))
+    snapshots = [snapshot_asset(view) for view in catalog.views if view.online]
+    return dg.Definitions(assets=[*assets, *online, *snapshots], jobs=_table_jobs(catalog))
 
 
 def _table_jobs(catalog: Catalog) -> list[dg.UnresolvedAssetJobDefinition]:

@@ -86,21 +86,33 @@ class FeastResource(dg.ConfigurableResource[Any]):
     def apply(self, objects: Sequence[Any]) -> bool:
         """Register Feast objects; tells whether anything had changed. Objects no longer given stay registered.
 
-        One at a time on this machine: concurrent registrations in Feast lose changes (feast #6663).
+        Concurrent registrations lose nothing: those of this machine take turns, and what another process registers
+        meanwhile is kept. Raises RegistryUnreachableError.
         """
         with self._alone("apply"):
             applied, registry = _state("applied.sha256"), _state("registry.db")
             wanted = _fingerprint(objects)
             if registry.exists() and applied.exists() and applied.read_text() == wanted + _digest(registry):
                 return False
-            if registry.exists():
-                self.store().refresh_registry()  # Feast writes back what it has cached, however old
-            else:
+            if not registry.exists():
                 self._store = None  # a registry that was deleted is made anew with its store
-            self.store().apply(list(objects))
+            self._apply(objects)
             self._views.clear()
             applied.write_text(wanted + _digest(registry))
             return True
+
+    def _apply(self, objects: Sequence[Any]) -> None:
+        """Where somebody past our lock changes the same object at the same time, the later of the two wins."""
+        from resources.feast_home import StaleRegistryError
+
+        for last in (False, False, True):
+            self.store().refresh_registry()  # Feast writes back what it has cached, however old
+            try:
+                self.store().apply(list(objects))
+                return
+            except StaleRegistryError:
+                if last:
+                    raise
 
     def write_online(
         self, table: str, frame: "pl.DataFrame", *, republish: bool = False, progress: Progress | None = None

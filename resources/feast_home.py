@@ -1,8 +1,9 @@
-"""Feast's own state below MLOPS_HOME: what `feature_assets/feature_store.yaml` names.
+"""Feast's own registry below MLOPS_HOME: what `feature_assets/feature_store.yaml` names.
 
-Feast expands environment variables in its yaml but knows no default for one that is unset, so the yaml names
-these classes instead of paths; they look where `resources.environment.home()` says. The registry is replaced
-whole, and never by a writer that has not seen the newest: concurrent changes lose nothing.
+Feast expands environment variables in its yaml but knows no default for one that is unset, so the yaml names this
+class instead of a path; it looks where `resources.environment.home()` says. The registry is replaced whole, never by
+a writer that has not seen the newest: what others registered meanwhile is put together with it, by Feast's own
+command line too.
 
 Imported by Feast, when a configuration names it; hence Feast at the top.
 """
@@ -19,16 +20,31 @@ from feast.protos.feast.core.Registry_pb2 import Registry
 from feast.repo_config import RegistryConfig
 from feast.utils import _utc_now
 from filelock import FileLock
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from resources.environment import home
+from resources.registry_merge import RegistryConflictError, merged
+
+VERSIONS = 4  # a writer holds one or two versions of the registry at a time
 
 
 class StaleRegistryError(RuntimeError):
-    """Somebody else changed the registry since this writer read it."""
+    """Somebody else changed the same object of the registry since this writer read it."""
 
     @classmethod
-    def of(cls, path: Path) -> Self:
-        return cls(f"{path} was changed by somebody else meanwhile; nothing was written. Apply again.")
+    def of(cls, path: Path, why: RegistryConflictError) -> Self:
+        return cls(f"{path} was changed by somebody else meanwhile; nothing was written. {why}")
+
+
+class RegistryUnreachableError(RuntimeError):
+    """The registry is there, as far as can be told, but cannot be read or written."""
+
+    @classmethod
+    def of(cls, path: Path, why: Exception) -> Self:
+        return cls(
+            f"Feast's registry {path} cannot be used ({type(why).__name__}: {why}). Nothing was changed. See that the "
+            "disk is there and may be written; a damaged file can be deleted, `feast apply` registers everything anew."
+        )
 
 
 class HomeRegistryStore(FileRegistryStore):
@@ -36,14 +52,50 @@ class HomeRegistryStore(FileRegistryStore):
 
     def __init__(self, registry_config: RegistryConfig, repo_path: Path) -> None:  # noqa: ARG002  Feast's signature
         super().__init__(registry_config, home() / "feast")
+        self._read: dict[str, bytes] = {}
+
+    def get_registry_proto(self) -> Registry:
+        """Raises FileNotFoundError, upon which Feast makes a new one, or RegistryUnreachableError."""
+        registry = self._current()
+        self._remember(registry)
+        return registry
+
+    def _current(self) -> Registry:
+        try:
+            return super().get_registry_proto()
+        except FileNotFoundError:
+            raise
+        except (OSError, DecodeError) as error:
+            raise RegistryUnreachableError.of(self._filepath, error) from error
+
+    def _remember(self, registry: Registry) -> None:
+        self._read[registry.version_id] = registry.SerializeToString()
+        while len(self._read) > VERSIONS:
+            del self._read[next(iter(self._read))]
 
     def _write_registry(self, registry_proto: Registry) -> None:
-        self._filepath.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{self._filepath}.lock"):
-            if self._filepath.exists() and self.get_registry_proto().version_id != registry_proto.version_id:
-                raise StaleRegistryError.of(self._filepath)
-            registry_proto.version_id = str(uuid4())
-            registry_proto.last_updated.FromDatetime(_utc_now())
-            beside = self._filepath.with_name(f".{self._filepath.name}.{uuid4().hex}.tmp")
-            beside.write_bytes(registry_proto.SerializeToString())
-            os.replace(beside, self._filepath)
+        try:
+            self._filepath.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self._filepath}.lock"):
+                self._take_in_what_others_wrote(registry_proto)
+                registry_proto.version_id = str(uuid4())
+                registry_proto.last_updated.FromDatetime(_utc_now())
+                beside = self._filepath.with_name(f".{self._filepath.name}.{uuid4().hex}.tmp")
+                beside.write_bytes(registry_proto.SerializeToString())
+                os.replace(beside, self._filepath)
+        except OSError as error:
+            raise RegistryUnreachableError.of(self._filepath, error) from error
+        self._remember(registry_proto)
+
+    def _take_in_what_others_wrote(self, registry: Registry) -> None:
+        if not self._filepath.exists():
+            return
+        theirs = self._current()
+        if theirs.version_id == registry.version_id:
+            return
+        base = Registry()
+        base.ParseFromString(self._read.get(registry.version_id, b""))
+        try:
+            registry.CopyFrom(merged(base, registry, theirs))
+        except RegistryConflictError as error:
+            raise StaleRegistryError.of(self._filepath, error) from error

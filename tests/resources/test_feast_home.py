@@ -1,4 +1,4 @@
-"""Feast's state is found below MLOPS_HOME, and its registry is never overwritten unseen."""
+"""Feast's state is found below MLOPS_HOME, and its registry loses nothing that anybody registered."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,41 +31,75 @@ def test_the_yaml_as_it_stands_leads_home(home: Path, monkeypatch: pytest.Monkey
     assert load_repo_config(YAML.parent, YAML).online_store.path == f"{home}/project/.mlops/feast/online_store.db"
 
 
-@pytest.mark.parametrize(
-    ("url", "connection"),
-    [
-        ("redis://cache:6380/2", "cache:6380,db=2"),
-        ("redis://cache", "cache:6379,db=0"),
-        ("rediss://user:secret@cache:6379/0", "cache:6379,db=0,ssl=true,username=user,password=secret"),
-    ],
-)
-def test_a_redis_url_becomes_feasts_own_configuration(
-    home: Path, monkeypatch: pytest.MonkeyPatch, url: str, connection: str
-) -> None:
-    from feast.infra.online_stores.redis import RedisOnlineStoreConfig
-    from feast.repo_config import load_repo_config
-
-    monkeypatch.setenv("MLOPS_ONLINE_STORE", url)
-    online = load_repo_config(YAML.parent, YAML).online_store
-    assert isinstance(online, RedisOnlineStoreConfig)
-    assert online.connection_string == connection
-
-
-def test_a_writer_that_has_not_seen_the_newest_registry_is_refused(home: Path) -> None:
+def registry(name: str, description: str = "") -> Any:
+    """A registry of one entity."""
+    from feast import Entity, ValueType
     from feast.protos.feast.core.Registry_pb2 import Registry
+
+    entity = Entity(name=name, join_keys=[name], value_type=ValueType.STRING, description=description).to_proto()
+    entity.spec.project = "test"
+    return Registry(registry_schema_version="1", entities=[entity])
+
+
+@pytest.fixture
+def store(home: Path) -> Any:
+    """The registry, holding the entity `airport`; each call is another writer."""
     from feast.repo_config import RegistryConfig
 
-    from resources.feast_home import HomeRegistryStore, StaleRegistryError
+    from resources.feast_home import HomeRegistryStore
 
-    store = HomeRegistryStore(RegistryConfig(path="registry.db"), Path("unused"))
-    store.update_registry_proto(Registry(registry_schema_version="1"))
-    mine, theirs = store.get_registry_proto(), store.get_registry_proto()
-    store.update_registry_proto(theirs)
-    with pytest.raises(StaleRegistryError, match=r"registry\.db was changed.*Apply again") as caught:
-        store.update_registry_proto(mine)
-    assert store.get_registry_proto() == theirs
-    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    def opened() -> Any:
+        return HomeRegistryStore(RegistryConfig(path="registry.db"), Path("unused"))
+
+    opened().update_registry_proto(registry("airport"))
+    return opened
+
+
+def entities(store: Any) -> dict[str, str]:
+    return {entity.spec.name: entity.spec.description for entity in store().get_registry_proto().entities}
+
+
+def test_writers_that_have_not_seen_each_other_lose_nothing(store: Any, home: Path) -> None:
+    """Additions, changes and deletions of different objects are put together, whoever writes last."""
+    one, other = store(), store()
+    mine, theirs = one.get_registry_proto(), other.get_registry_proto()
+    theirs.entities.extend(registry("carrier").entities)
+    theirs.entities[0].spec.description = "Where it leaves"
+    other.update_registry_proto(theirs)
+    mine.entities.extend(registry("aircraft").entities)
+    one.update_registry_proto(mine)
+    assert entities(store) == {"airport": "Where it leaves", "carrier": "", "aircraft": ""}
+    del mine.entities[[entity.spec.name for entity in mine.entities].index("carrier")]
+    one.update_registry_proto(mine)
+    theirs.entities.extend(registry("route").entities)
+    other.update_registry_proto(theirs)
+    assert sorted(entities(store)) == ["aircraft", "airport", "route"]
     assert [path.name for path in (home / "feast").iterdir() if path.name.endswith(".tmp")] == []
+
+
+def test_two_changes_of_one_object_are_refused(store: Any) -> None:
+    from resources.feast_home import StaleRegistryError
+
+    one, other = store(), store()
+    mine, theirs = one.get_registry_proto(), other.get_registry_proto()
+    theirs.entities[0].spec.description, mine.entities[0].spec.description = "theirs", "mine"
+    other.update_registry_proto(theirs)
+    with pytest.raises(StaleRegistryError, match=r"registry\.db was changed.*entities.*airport.*Apply again") as caught:
+        one.update_registry_proto(mine)
+    assert entities(store) == {"airport": "theirs"}
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_registry_that_cannot_be_read_says_so(store: Any, home: Path) -> None:
+    """A damaged file is not taken for none, and not written over."""
+    from resources.feast_home import RegistryUnreachableError
+
+    damaged = (home / "feast" / "registry.db").read_bytes()[:-5]
+    (home / "feast" / "registry.db").write_bytes(damaged)
+    for use in (lambda: store().get_registry_proto(), lambda: store().update_registry_proto(registry("route"))):
+        with pytest.raises(RegistryUnreachableError, match=r"registry\.db cannot be used \(DecodeError.*feast apply"):
+            use()
+    assert (home / "feast" / "registry.db").read_bytes() == damaged
 
 
 def test_the_feast_command_line_works_in_its_folder_and_from_the_root(
