@@ -59,12 +59,13 @@ def reading_at(moment: datetime | None) -> Iterator[None]:
         _clock.reset(token)
 
 
-def expire(response: Any, grouped_refs: Sequence[tuple[FeatureView, Sequence[str]]]) -> None:
+def expire(response: Any, grouped_refs: Sequence[tuple[FeatureView, Sequence[str]]], at: int) -> None:
     """Null the values of `response` that are older than their view's ttl, and say so in their status.
 
-    The response holds a vector per feature, in the order of the references.
+    From place `at` on the response holds a vector per feature, in the order of the references; before it, what the
+    caller gave.
     """
-    now, at = _clock.get()(), 0
+    now = _clock.get()()
     for view, features in grouped_refs:
         vectors = response.results[at : at + len(features)]
         at += len(features)
@@ -117,14 +118,18 @@ class NewestWins:
         await asyncio.to_thread(self.online_write_batch, config, table, data, progress)
 
     def _read_features_per_fv(self, config: RepoConfig, grouped_refs: Any, *rest: Any, **named: Any) -> None:
+        response = _response(rest, named)
+        given = len(response.results)
         super()._read_features_per_fv(config, grouped_refs, *rest, **named)  # type: ignore[misc]
-        expire(_response(rest, named), grouped_refs)
+        expire(response, grouped_refs, given)
 
     async def _read_features_per_fv_async(
         self, config: RepoConfig, grouped_refs: Any, *rest: Any, **named: Any
     ) -> None:
+        response = _response(rest, named)
+        given = len(response.results)
         await super()._read_features_per_fv_async(config, grouped_refs, *rest, **named)  # type: ignore[misc]
-        expire(_response(rest, named), grouped_refs)
+        expire(response, grouped_refs, given)
 
     def empty(self, config: RepoConfig, table: FeatureView) -> None:
         """Forget every row of a view, in both formats; the view itself stays."""
