@@ -54,7 +54,8 @@ class Story:
         from mlops_assets.links.online import publish_online
 
         self.ran[f"online {day}"] = self.platform.publish_online(hour(day, 0))
-        stores, hourly = self.platform.resources, [v for v in self.platform.catalog.views if v.ttl < timedelta(days=1)]
+        stores, day_long = self.platform.resources, timedelta(days=1)
+        hourly = [view for view in self.platform.catalog.views if view.ttl and view.ttl < day_long]
         rows, answers = [], []
         for now in (hour(day, number) for number in hours):
             for view in hourly:
