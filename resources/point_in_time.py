@@ -24,8 +24,10 @@ import polars as pl
 TIME = pl.Datetime("us", "UTC")
 BEFORE_EVERY_EVENT = -(2**62)  # microseconds
 BEFORE_ALL = datetime.min.replace(tzinfo=UTC)
-# Working columns: the spine's row and its moment; a view row's event, its creation, and when it was first shown.
-ROW, AT, EVENT, CREATED, SHOWN, RANK = (f"__pit_{name}" for name in ("row", "at", "event", "created", "shown", "rank"))
+# Working columns: a spine row's moment; a view row's event, its creation, when it was first shown, its number.
+AT, EVENT, CREATED, SHOWN, RANK, SEEN = (
+    f"__pit_{name}" for name in ("at", "event", "created", "shown", "rank", "seen")
+)
 
 
 class ColumnClashError(ValueError):
@@ -110,12 +112,16 @@ def point_in_time_join(
     _check_outputs(schema.names(), views)
     _check_columns(schema.names(), views, event_timestamp)
     # Among null times Polars picks the first of equal events, not the last, where the view has no keys.
-    moment = utc(event_timestamp, schema).fill_null(pl.lit(BEFORE_EVERY_EVENT).cast(TIME))
-    joined = _in_order(spine.with_row_index(ROW).with_columns(moment.alias(AT)), AT)
-    for view in views:
-        joined = _join(joined, schema, view, as_known)
-    # A spine that came in order costs nothing here; a plain lazy sort would gather every column once more.
-    return _in_order(joined, ROW).select(*schema.names(), *(name for view in views for name in view.outputs))
+    at = utc(event_timestamp, schema).fill_null(pl.lit(BEFORE_EVERY_EVENT).cast(TIME)).alias(AT)
+    histories = [_History.of(view, schema, as_known) for view in views]
+    result = {**schema, **{name: dtype for history in histories for name, dtype in history.outputs().items()}}
+    return spine.map_batches(
+        lambda rows: _with_features(rows, at, histories),
+        schema=pl.Schema(result),
+        predicate_pushdown=False,
+        projection_pushdown=False,
+        slice_pushdown=False,
+    )
 
 
 def utc(column: str, schema: pl.Schema) -> pl.Expr:
@@ -169,35 +175,81 @@ def _check_columns(spine: Sequence[str], views: Sequence[ViewFrame], event_times
             raise MissingColumnError.of(view.name, missing, held)
 
 
+def _with_features(spine: pl.DataFrame, at: pl.Expr, histories: Sequence[_History]) -> pl.DataFrame:
+    """The spine's own columns as they are; only its times and keys are put in order, and only row numbers back."""
+    moments = spine.select(at).to_series()
+    order = None if moments.is_sorted() else moments.arg_sort()
+    place = None if order is None else order.arg_sort()
+    for history in histories:
+        asked = spine.select(moments, *history.asked())
+        table = history.rows.collect()
+        seen = history.seen(table, asked if order is None else asked[order])
+        spine = spine.hstack(history.features(table, seen if place is None else seen.gather(place)))
+    return spine
+
+
+@dataclass(frozen=True)
+class _History:
+    """A view's rows as the join reads them: event and creation in UTC, keys in comparable types, outputs by name."""
+
+    view: ViewFrame
+    rows: pl.LazyFrame
+    keys: Mapping[str, tuple[str, pl.DataType]]
+    as_known: bool
+
+    @classmethod
+    def of(cls, view: ViewFrame, spine: pl.Schema, as_known: bool) -> Self:
+        held = view.frame.collect_schema()
+        keys = {
+            f"__pit_key_{key}": (column, _key_type(key, held[key], column, spine[column]))
+            for key, column in view.keys.items()
+        }
+        rows = view.frame.select(
+            utc(view.event_timestamp, held).alias(EVENT),
+            *([utc(view.created_timestamp, held).alias(CREATED)] if view.created_timestamp else []),
+            *(pl.col(key).cast(keys[f"__pit_key_{key}"][1]).alias(f"__pit_key_{key}") for key in view.keys),
+            *(pl.col(feature).alias(output) for feature, output in view.features.items()),
+        )
+        return cls(view, rows.drop_nulls([EVENT, *keys]), keys, as_known)
+
+    def outputs(self) -> dict[str, pl.DataType]:
+        held = self.view.frame.collect_schema()
+        dated: dict[str, pl.DataType] = {self.view.matched_at: TIME} if self.view.matched_at else {}
+        return {output: held[feature] for feature, output in self.view.features.items()} | dated
+
+    def asked(self) -> list[pl.Expr]:
+        """The spine's keys; one beyond the range of the view's integers is null: no key there equals it."""
+        return [pl.col(column).cast(dtype, strict=False).alias(name) for name, (column, dtype) in self.keys.items()]
+
+    def seen(self, table: pl.DataFrame, moments: pl.DataFrame) -> pl.Series:
+        """For each moment, in order of time, the number of the row that it sees (null: none)."""
+        times = [EVENT, *([CREATED] if self.view.created_timestamp else [])]
+        rows = table.lazy().select(*times, *self.keys).with_row_index(SEEN)
+        joined = moments.lazy().join_asof(
+            _shown(rows, self.view, list(self.keys), self.as_known),
+            left_on=AT,
+            right_on=SHOWN,
+            by=list(self.keys) or None,
+            tolerance=None if self.as_known else self.view.ttl,  # what is shown late may have expired already
+            coalesce=False,
+            check_sortedness=False,  # both sides were just put in order; Polars cannot see it within groups
+        )
+        if self.view.ttl and self.as_known:
+            valid = pl.col(EVENT) >= pl.col(AT) - self.view.ttl
+            joined = joined.with_columns(pl.when(valid).then(SEEN).alias(SEEN))
+        return joined.select(SEEN).collect().to_series()
+
+    def features(self, table: pl.DataFrame, seen: pl.Series) -> list[pl.Series]:
+        """The view's outputs in the rows of these numbers."""
+        values: list[str | pl.Expr] = list(self.view.features.values())
+        if self.view.matched_at:
+            values.append(pl.col(EVENT).alias(self.view.matched_at))
+        return table.select(values).select(pl.all().gather(seen)).get_columns() if values else []
+
+
 def _in_order(frame: pl.LazyFrame, column: str) -> pl.LazyFrame:
     """Sorted by `column`, equals staying as they lie; looking whether it is costs a tenth of sorting."""
     return frame.map_batches(lambda rows: rows if rows[column].is_sorted() else rows.sort(column, maintain_order=True))
-
-
-def _join(spine: pl.LazyFrame, schema: pl.Schema, view: ViewFrame, as_known: bool) -> pl.LazyFrame:
-    held = view.frame.collect_schema()
-    keys = {f"__pit_key_{key}": (key, column) for key, column in view.keys.items()}
-    types = {name: _key_type(key, held[key], column, schema[column]) for name, (key, column) in keys.items()}
-    rows = view.frame.select(
-        utc(view.event_timestamp, held).alias(EVENT),
-        *([utc(view.created_timestamp, held).alias(CREATED)] if view.created_timestamp else []),
-        *(pl.col(key).cast(types[name]).alias(name) for name, (key, _) in keys.items()),
-        *(pl.col(feature).alias(output) for feature, output in view.features.items()),
-    ).drop_nulls([EVENT, *keys])
-    # A value beyond the range of the view's integers becomes null, and matches nothing: no key there equals it.
-    moments = spine.with_columns(
-        pl.col(column).cast(types[name], strict=False).alias(name) for name, (_, column) in keys.items()
-    )
-    joined = moments.join_asof(
-        _shown(rows, view, list(keys), as_known),
-        left_on=AT,
-        right_on=SHOWN,
-        by=list(keys) or None,
-        tolerance=None if as_known else view.ttl,  # what is shown late may be older than the ttl already
-        coalesce=False,
-        check_sortedness=False,  # both sides were just put in order; Polars cannot see it within groups
-    )
-    return joined.with_columns(_unexpired(view, as_known)).drop(EVENT, SHOWN, CREATED, *keys, strict=False)
 
 
 def _shown(rows: pl.LazyFrame, view: ViewFrame, keys: Sequence[str], as_known: bool) -> pl.LazyFrame:
@@ -217,17 +269,6 @@ def _shown(rows: pl.LazyFrame, view: ViewFrame, keys: Sequence[str], as_known: b
         .filter(pl.col(RANK) == (newest_so_far.over(keys) if keys else newest_so_far))
         .drop(RANK)
     )
-
-
-def _unexpired(view: ViewFrame, as_known: bool) -> list[pl.Expr]:
-    """The view's outputs, null where the matched event is older than the ttl."""
-    sources = {name: pl.col(name) for name in view.features.values()}
-    if view.matched_at:
-        sources[view.matched_at] = pl.col(EVENT)
-    if not (view.ttl and as_known):
-        return [value.alias(name) for name, value in sources.items()]
-    valid = pl.col(EVENT) >= pl.col(AT) - view.ttl
-    return [pl.when(valid).then(value).alias(name) for name, value in sources.items()]
 
 
 def _key_type(key: str, view_type: pl.DataType, column: str, spine_type: pl.DataType) -> pl.DataType:

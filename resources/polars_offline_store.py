@@ -87,7 +87,7 @@ class Rows:
         self.frame, self.batch_rows = frame, batch_rows
 
     def collect(self) -> pl.DataFrame:
-        return self.frame.collect()
+        return self.frame.collect().rechunk()  # of rows to materialize, Feast converts only the first chunk
 
     def batches(self) -> Iterator[pl.DataFrame]:
         """At least one frame, of at most `batch_rows` rows."""
@@ -168,7 +168,7 @@ class PolarsRetrievalJob(RetrievalJob):
 
     def _to_arrow_internal(self, timeout: int | None = None) -> pa.Table:
         with explained(self._sources, self._config):
-            return arrow(self._rows.collect())
+            return _plain_table(self._rows.collect())
 
     def to_arrow_batches(self) -> Iterator[pa.Table]:
         """The rows in tables of about the setting `batch_rows`, on-demand features included; at least one table."""
@@ -333,7 +333,11 @@ class PolarsOfflineStore(OfflineStore):
 
 def arrow(frame: pl.DataFrame) -> pa.Table:
     """The frame as Feast expects it: one batch (it converts only the first), plain texts and lists."""
-    table = frame.rechunk().to_arrow(compat_level=pl.CompatLevel.oldest())
+    return _plain_table(frame.rechunk())
+
+
+def _plain_table(frame: pl.DataFrame) -> pa.Table:
+    table = frame.to_arrow(compat_level=pl.CompatLevel.oldest())
     fields = [
         # What is larger than a plain type can count stays as it is.
         field.with_type(_plain(field.type)) if table[field.name].nbytes < 2**31 else field
@@ -372,7 +376,11 @@ def _of_pandas(entity_df: pd.DataFrame) -> pl.DataFrame:
     """A timestamp written as text, or kept as objects, is parsed, as in Feast's own stores."""
     if EVENT_TIMESTAMP in entity_df and not pd.api.types.is_datetime64_any_dtype(entity_df[EVENT_TIMESTAMP]):
         entity_df = entity_df.assign(**{EVENT_TIMESTAMP: pd.to_datetime(entity_df[EVENT_TIMESTAMP], utc=True)})
-    return pl.DataFrame(pa.Table.from_pandas(entity_df, preserve_index=False))
+    texts = [name for name in entity_df if pd.api.types.infer_dtype(entity_df[name], skipna=False) == "string"]
+    table = pl.DataFrame(pa.Table.from_pandas(entity_df.drop(columns=texts), preserve_index=False))
+    # Arrow would take twice as long for a column of nothing but texts.
+    quick = [pl.Series(name, entity_df[name].to_numpy(dtype=object), dtype=pl.String) for name in texts]
+    return table.with_columns(quick).select(entity_df.columns)
 
 
 def _query(query: str, config: RepoConfig, registry: BaseRegistry, project: str) -> pl.LazyFrame:
