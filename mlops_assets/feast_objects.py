@@ -127,13 +127,14 @@ def _on_demand(view: OnDemandView, tables: Mapping[str, feast.FeatureView]) -> f
     stored = [tables[item.view.id][list(item.features)] for item in view.needs]
     return feast.OnDemandFeatureView(
         name=feast_name(view),
-        schema=[_field(name, field) for name, field in view.schema.items()],
+        # Feast refuses a field that is more than it infers, a name and a type: what they mean is in the tags.
+        schema=[_field(name, Field(field.dtype)) for name, field in view.schema.items()],
         sources=[*stored, *_asked(view)],
         udf=_function(Transform.of(view.selection)),
         udf_string=f"Polars expressions of {view.id}: {', '.join(view.inputs)} -> {', '.join(view.schema)}",
         mode="pandas",
         description=view.description,
-        tags=_tags(team=view.team, owner=owner),
+        tags=_tags(team=view.team, owner=owner, **{name: field.meaning for name, field in view.schema.items()}),
         owner=owner,
     )
 
