@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMES = ("kafka",)
 SECONDS = 10.0
+JOIN_SECONDS = 15.0  # a group waits for its dead members to time out
 CHUNK = 500
 
 
@@ -35,6 +36,7 @@ class KafkaStream:
     def __init__(self, url: str, topic: str, group: str) -> None:
         self._url, self._topic, self._group = url, topic, group
         self._trouble: str | None = None
+        self._member = False
 
     def append(self, events: Iterable[Mapping[str, Any]], key: Sequence[str] = ()) -> int:
         given, failed = list(events), list[str]()
@@ -48,8 +50,7 @@ class KafkaStream:
         return len(given)
 
     def read(self, limit: int, wait: float) -> list[Message]:
-        messages: list[Message] = []
-        room, patience = MAX_BATCH_BYTES, wait
+        messages, room, patience = self._joined(), MAX_BATCH_BYTES, wait
         while len(messages) < limit and room > 0:
             found = self._consume(min(CHUNK, limit - len(messages)), patience)
             if not found:
@@ -125,13 +126,14 @@ class KafkaStream:
                 "group.id": self._group,
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
+                "session.timeout.ms": 10_000,  # how long a killed reader's events wait for another
                 "partition.assignment.strategy": "cooperative-sticky",
                 "allow.auto.create.topics": True,
                 "queued.max.messages.kbytes": MAX_BATCH_BYTES // 1024,
                 **self._options,
             }
         )
-        consumer.subscribe([self._topic])
+        consumer.subscribe([self._topic], on_assign=self._assigned)
         return consumer
 
     def _produce(self, body: bytes, key: bytes | None, failed: list[str]) -> None:
@@ -147,6 +149,17 @@ class KafkaStream:
                 if time.monotonic() > deadline:
                     raise StreamUnreachableError.of(self._url, self._trouble or "its queue stays full") from None
                 self._producer.poll(0.1)
+
+    def _joined(self) -> list[Message]:
+        """The first time, wait until the group has given out its partitions: before that, nothing says nothing."""
+        deadline = time.monotonic() + JOIN_SECONDS
+        while not self._member and self._trouble is None and time.monotonic() < deadline:
+            if found := self._consume(1, 0.2):
+                return found
+        return []
+
+    def _assigned(self, _consumer: Any, _partitions: Any) -> None:
+        self._member = True
 
     def _consume(self, limit: int, wait: float) -> list[Message]:
         """Events that are there; when there is none, one that comes within `wait`."""

@@ -107,6 +107,12 @@ def _newest(rows: pl.DataFrame, key: str, at: datetime) -> tuple[int, dict[str, 
     return round(moment.timestamp() * 1e6), last
 
 
+@pytest.fixture(autouse=True)
+def dagster_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ingestors tell Dagster under the home of the test, and other tests get theirs back."""
+    monkeypatch.setenv("DAGSTER_HOME", str(home / "dagster"))
+
+
 @pytest.fixture(scope="session")
 def sensors() -> Sensors:
     return Sensors(_sensors())

@@ -8,18 +8,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 import pytest
 
-from mlops_assets.catalog import UnknownDeclarationError
+from mlops_assets.catalog import Catalog, UnknownDeclarationError
 from mlops_assets.streaming import ingest, produce
 from mlops_assets.streaming.dead_letters import dead_letter_path
 from mlops_assets.streaming.ingestor import NotStreamedError
 from resources.environment import PROJECT
-from resources.streams import StreamUnreachableError
 
 if TYPE_CHECKING:
     from conftest import Sensors
@@ -101,6 +101,36 @@ def test_a_row_is_not_online_before_its_time(home: Path, sensors: Sensors) -> No
     produce(READINGS, [sensors.event("b", 24.0, 3.0)], sensors.catalog)
     take(sensors)
     assert sensors.online("a")["totals"][0][1] == {"total_2d": 2.0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_stop_ends_the_ingestor_after_the_batch_in_hand(
+    home: Path, sensors: Sensors, number: signal.Signals
+) -> None:
+    """What was read is published and committed; the process has its own handlers back."""
+    before = signal.getsignal(number)
+    left = produce(READINGS, sensors.events(seed=3, count=30), sensors.catalog) - 10
+    said: list[str] = []
+
+    def say(line: str) -> None:
+        said.append(line)
+        if len(said) == 1:
+            os.kill(os.getpid(), number)
+
+    done = take(sensors, once=False, limit=10, say_every=0.0, say=say)
+    assert (done.events, done.batches) == (10, 1)
+    assert "sensors/readings: 10 events" in said[0] and f"about {left} to go" in said[-1]
+    assert signal.getsignal(number) is before
+    assert take(sensors).events == left
+
+
+def test_what_cannot_be_ingested_is_named(home: Path, sensors: Sensors) -> None:
+    """With what exists, before anything is read."""
+    with pytest.raises(UnknownDeclarationError, match=r"no source 'sensors/reading' .known: sensors/readings"):
+        ingest("sensors/reading", catalog=sensors.catalog)
+    still = replace(sensors.module.readings, stream=None)
+    with pytest.raises(NotStreamedError, match=r"declares no stream .those that do: none"):
+        produce(READINGS, [], Catalog.of([still, sensors.module.recent]))
 
 
 # -- kills and crowds
