@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import dagster as dg
 
     from mlops_assets.catalog import Catalog
-    from mlops_assets.discovery import Document, Stores
-    from mlops_assets.feature_contract import Breach, Reader
+    from mlops_assets.discovery.card import Document, Stores
+    from mlops_assets.discovery.contract import Breach, Reader
 
 features = typer.Typer(help="The feature views: find one, look at it, see what depends on it.")
 
@@ -38,8 +38,8 @@ def listed(context: typer.Context, as_json: Json = False) -> None:
     if context.invoked_subcommand is not None:
         return
     from mlops_assets.catalog import gather
-    from mlops_assets.discovery import used_by
-    from mlops_assets.feature_contract import views
+    from mlops_assets.discovery.card import used_by
+    from mlops_assets.discovery.contract import views
 
     catalog = gather()
     if as_json:
@@ -70,8 +70,8 @@ def search(
     from dataclasses import asdict
 
     from mlops_assets.catalog import gather
-    from mlops_assets.discovery import entries
-    from mlops_assets.feature_search import Index
+    from mlops_assets.discovery.card import entries
+    from mlops_assets.discovery.search import Index
 
     found = Index(entries(gather())).search(text)
     if as_json:
@@ -93,7 +93,7 @@ def search(
 @features.command()
 def show(view: View, as_json: Json = False) -> None:
     """A view's schema, freshness, statistics, and the models, Bentos and endpoints that use it."""
-    from mlops_assets.discovery import asked, shown
+    from mlops_assets.discovery.card import asked, shown
 
     stores = _stores()
     chosen, _ = asked(stores.catalog, view)
@@ -110,8 +110,8 @@ def impact(
     view: Annotated[str, typer.Argument(help="<team>/<view>, or <team>/<view>:<feature>")], as_json: Json = False
 ) -> None:
     """What a view or a feature is made from, and everything that rests on it, to the endpoints and reports."""
-    from mlops_assets.discovery import asked
-    from mlops_assets.feature_impact import impact as impact_of
+    from mlops_assets.discovery.card import asked
+    from mlops_assets.discovery.impact import impact as impact_of
 
     stores = _stores()
     with _judged():
@@ -157,7 +157,7 @@ def adopt(path: Annotated[Path, typer.Argument(help="The folder of an existing f
 @features.command()
 def contract() -> None:
     """What champions and released versions read, as JSON, for `check --contract` where there is no registry."""
-    from mlops_assets.feature_contract import readers, to_json
+    from mlops_assets.discovery.contract import readers, to_json
 
     stores = _stores()
     with _judged():
@@ -173,7 +173,7 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Exit 1 where a champion or a release reads a feature that is not declared as it was; 2 if that is unknown."""
-    from mlops_assets.feature_contract import breaches, to_json
+    from mlops_assets.discovery.contract import breaches, to_json
 
     with _judged():
         catalog, found = _readers(contract_file)
@@ -190,7 +190,7 @@ def check(
 
 def _readers(contract_file: Path | None) -> tuple[Catalog, list[Reader]]:
     from mlops_assets.catalog import gather
-    from mlops_assets.feature_contract import from_json, readers
+    from mlops_assets.discovery.contract import from_json, readers
 
     if contract_file is not None:
         return gather(), from_json(contract_file)
@@ -201,7 +201,7 @@ def _readers(contract_file: Path | None) -> tuple[Catalog, list[Reader]]:
 @contextmanager
 def _judged() -> Iterator[None]:
     """What cannot be read is one line, and exit status 2: it is not known whether something is broken."""
-    from mlops_assets.feature_contract import UnreadableContractError, UnreadablePlanError
+    from mlops_assets.discovery.contract import UnreadableContractError, UnreadablePlanError
 
     try:
         yield
@@ -213,7 +213,7 @@ def _judged() -> Iterator[None]:
 def _stores() -> Stores:
     """The declarations, and the stores of this environment."""
     from mlops_assets.catalog import gather
-    from mlops_assets.discovery import Stores
+    from mlops_assets.discovery.card import Stores
     from mlops_assets.promotion import Promotion
     from resources.environment import resources_for
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner, Result
 
 from mlops_assets.catalog import gather
 from mlops_assets.cli import app, main
-from mlops_assets.discovery import features_read
+from mlops_assets.discovery.card import features_read
 from resources.environment import PROJECT
 
 PACKAGES = ("feature_assets", "mlops_assets", "model_assets", "resources", "sensors")

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_assets.catalog import Catalog, UnknownDeclarationError, asset_key
 from mlops_assets.declarations import FeatureView, ModelPipeline, OnDemandView
-from mlops_assets.feature_contract import AnyView, Read, reads_of, views
-from mlops_assets.feature_search import Entry
+from mlops_assets.discovery.contract import AnyView, Read, reads_of, views
+from mlops_assets.discovery.search import Entry
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -129,7 +129,7 @@ def _field(column: Any) -> Document:
 
 
 def _stored(view: FeatureView, lake: Lake, instance: dg.DagsterInstance, now: datetime) -> Document:
-    from mlops_assets.feature_statistics import statistics
+    from mlops_assets.discovery.statistics import statistics
     from resources.lake import NotMaterializedError, SchemaDriftError, UnreadableFileError
 
     keys = {item.join_key: {"type": item.dtype.dtype, "entity": item.name} for item in view.entities}

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from mlops_assets import Bool, Entity, Float64, Int64, String, UnixTimestamp, feature_view
 from mlops_assets.catalog import asset_key
 from mlops_assets.declarations import FeatureView
-from mlops_assets.feature_statistics import statistics
+from mlops_assets.discovery.statistics import statistics
 from mlops_assets.fields import Float64Array
 from resources.lake import Lake, NotMaterializedError
 

@@ -13,8 +13,8 @@ from mlops_assets.catalog import Catalog, asset_key
 from mlops_assets.claims import columns_of
 from mlops_assets.column_lineage import Column, UnknownLineageError, column_lineage
 from mlops_assets.declarations import Labels, ModelPipeline, OnDemandView, Source
-from mlops_assets.discovery import Document, Stores, endpoints, features_read
-from mlops_assets.feature_contract import AnyView, Read, bundle_of, reads_of, registered_name
+from mlops_assets.discovery.card import Document, Stores, endpoints, features_read
+from mlops_assets.discovery.contract import AnyView, Read, bundle_of, reads_of, registered_name
 
 if TYPE_CHECKING:
     from mlops_assets.catalog import Table

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from mlops_assets import Entity, Float64, Int64, String, feature_view, labels, on_demand, source
 from mlops_assets.catalog import Catalog
 from mlops_assets.declarations import FeatureView
-from mlops_assets.feature_contract import (
+from mlops_assets.discovery.contract import (
     Read,
     Reader,
     UnreadableContractError,

@@ -12,9 +12,9 @@ import pytest
 
 from mlops_assets import Entity, Float64, Int64, String, UnixTimestamp, feature_view, labels, on_demand, source
 from mlops_assets.catalog import Catalog, UnknownDeclarationError, asset_key, gather
-from mlops_assets.discovery import Stores, UnknownFeatureError, asked, entries, shown, used_by
-from mlops_assets.feature_impact import impact
-from mlops_assets.feature_search import Index
+from mlops_assets.discovery.card import Stores, UnknownFeatureError, asked, entries, shown, used_by
+from mlops_assets.discovery.impact import impact
+from mlops_assets.discovery.search import Index
 from resources.lake import Lake
 
 shop = Entity("shop", "shop_id", description="A shop")

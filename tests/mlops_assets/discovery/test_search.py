@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_assets.feature_search import COMPARED, Entry, Index
+from mlops_assets.discovery.search import COMPARED, Entry, Index
 
 
 def entry(name: str, meaning: str = "", **more: str | tuple[str, ...]) -> Entry:
