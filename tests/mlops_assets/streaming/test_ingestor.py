@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 READINGS = "sensors/readings"
 
 
+@pytest.fixture(autouse=True)
+def no_dagster(home: Path) -> None:
+    """No ingestor needs one: a file lies where Dagster's home would be."""
+    home.mkdir(parents=True)
+    (home / "dagster").write_text("in the way")
+
+
 def quiet(_line: str) -> None:
     """Progress is nobody's business here."""
 
