@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -142,27 +143,50 @@ def redis_binary() -> str:
     return str(Path(package.origin).with_name("bin") / "redis-server")
 
 
+class RedisServer:
+    """A Redis on a port of its own that keeps nothing on disk; it can be killed, and started again empty."""
+
+    def __init__(self, directory: Path) -> None:
+        self.port, self._directory = free_port(), directory
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        import redis
+
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self._directory)]
+        self._process = subprocess.Popen([redis_binary(), *options], stdout=subprocess.DEVNULL)
+        with redis.Redis(port=self.port) as client:
+            wait_until(lambda: self._answers(client), "redis-server's start", seconds=20)
+
+    def _answers(self, client: Any) -> bool:
+        import redis
+
+        assert self._process.poll() is None, "redis-server did not come up"
+        try:
+            return bool(client.ping())
+        except redis.ConnectionError:
+            return False
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait(timeout=10)
+
+
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a Redis server that lives for the session and keeps nothing on disk."""
-    import redis
+    """The URL of a Redis server that lives for the session."""
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server.url
+    server.kill()
 
-    port, directory = free_port(), tmp_path_factory.mktemp("redis")
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(directory)]
-    process = subprocess.Popen([redis_binary(), *options], stdout=subprocess.DEVNULL)
-    client = redis.Redis(port=port)
-    deadline = time.monotonic() + 20
-    while True:
-        try:
-            client.ping()
-            break
-        except redis.ConnectionError:
-            assert process.poll() is None and time.monotonic() < deadline, "redis-server did not come up"
-            time.sleep(0.02)
-    yield f"redis://127.0.0.1:{port}/0"
-    client.close()
-    process.terminate()
-    process.wait(timeout=10)
+
+@pytest.fixture
+def mortal_redis(tmp_path: Path) -> Iterator[RedisServer]:
+    """A Redis of the test's own, to kill and to start again."""
+    server = RedisServer(tmp_path)
+    yield server
+    server.kill()
 
 
 @pytest.fixture

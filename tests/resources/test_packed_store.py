@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -15,7 +16,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resources.packed_store import PackedStore, TableNameError, TableRead, UnknownStoreError, online_store_url
+from resources.packed_store import (
+    OnlineStoreUnavailableError,
+    PackedStore,
+    SqlitePackedStore,
+    TableNameError,
+    TableRead,
+    UnknownStoreError,
+    online_store_url,
+)
 
 VIEW = "flights__weather"
 
@@ -216,3 +225,19 @@ def test_importing_it_imports_nothing_heavy() -> None:
     code = "import sys, resources.packed_store; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"redis", "polars", "dagster", "pandas", "feast"} & set(loaded)
+
+
+def test_a_database_that_stays_locked_is_an_error_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers go on meanwhile, and the writer's rows are there when it is repeated."""
+    monkeypatch.setattr(SqlitePackedStore, "PATIENCE", 0.01)
+    store = PackedStore.open(f"sqlite:///{tmp_path / 'online.db'}")
+    store.write(VIEW, [(("EWR",), 1, {"temp": 1.5})])
+    other = sqlite3.connect(tmp_path / "online.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(OnlineStoreUnavailableError, match=r"online\.db did not answer.*locked.*repeat"):
+        store.write(VIEW, [(("EWR",), 2, {"temp": 2.5})])
+    assert store.read(VIEW, [("EWR",)]) == [(1, {"temp": 1.5})]
+    other.execute("ROLLBACK")
+    assert store.write(VIEW, [(("EWR",), 2, {"temp": 2.5})]) == 1
+    other.close()
+    store.close()
