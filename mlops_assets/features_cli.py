@@ -9,6 +9,7 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -144,6 +145,28 @@ def parity(
     else:
         typer.echo(f"{report.compared}: no difference")
     raise typer.Exit(0 if verdict.passed else 1)
+
+
+@features.command()
+def rebuild(
+    view: View,
+    as_of: Annotated[str | None, typer.Option(help="A moment as ISO time with a zone; by default all there is")] = None,
+) -> None:
+    """Empty a view's online store and fill it from its offline rows alone; readers find nothing meanwhile."""
+    from mlops_assets.catalog import gather
+    from mlops_assets.links.snapshot import rebuild_online
+    from resources.environment import resources_for
+
+    stores, moment = resources_for(), _moment(as_of)
+    rows = rebuild_online(stores["feast"], stores["lake"], gather().view(view), moment)
+    typer.echo(f"{view}: {rows.height} keys online, as of {moment or 'the newest row'}")
+
+
+def _moment(text: str | None) -> datetime | None:
+    moment = datetime.fromisoformat(text) if text else None
+    if moment and moment.tzinfo is None:
+        raise typer.BadParameter(f"{text} is a time without a zone. Write one, e.g. 2013-04-01T00:00:00+00:00.")
+    return moment
 
 
 @features.command()

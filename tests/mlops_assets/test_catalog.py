@@ -84,7 +84,7 @@ def test_a_view_that_reads_itself_is_refused():
 
 
 def test_a_view_over_a_view_has_lineage():
-    """From the raw table through the one to the other, and each online."""
+    """From the raw table through the one to the other, and each online, with its snapshot."""
     graph = table_definitions(Catalog.of([orders, shop_week, shop_trend])).assets or ()
     parents = {
         asset.key.to_user_string(): {key.to_user_string() for key in asset.asset_deps[asset.key]} for asset in graph
@@ -95,6 +95,8 @@ def test_a_view_over_a_view_has_lineage():
         "shops/offline/shop_trend": {"shops/offline/shop_week"},
         "shops/online/shop_week": {"shops/offline/shop_week"},
         "shops/online/shop_trend": {"shops/offline/shop_trend"},
+        "shops/snapshot/shop_week": {"shops/online/shop_week"},
+        "shops/snapshot/shop_trend": {"shops/online/shop_trend"},
     }
 
 
