@@ -163,7 +163,10 @@ def rebuild(
 
 
 def _moment(text: str | None) -> datetime | None:
-    moment = datetime.fromisoformat(text) if text else None
+    try:
+        moment = datetime.fromisoformat(text) if text else None
+    except ValueError as error:
+        raise typer.BadParameter(f"{text} is no ISO time. Write one, e.g. 2013-04-01T00:00:00+00:00.") from error
     if moment and moment.tzinfo is None:
         raise typer.BadParameter(f"{text} is a time without a zone. Write one, e.g. 2013-04-01T00:00:00+00:00.")
     return moment
