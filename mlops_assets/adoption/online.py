@@ -107,7 +107,7 @@ def _live(repository: FeastRepository, store: "FeatureStore", view: View) -> Any
     except FeatureViewNotFoundException as error:
         raise StaleDefinitionsError.of(repository, view.name, "is no longer registered") from error
     features = [feature.name for feature in live.features]
-    if set(features) != {feature.name for feature in view.features}:
+    if {*features, *(key.name for key in view.keys)} != {column.name for column in view.columns}:
         raise StaleDefinitionsError.of(repository, view.name, f"now has the features {', '.join(features)}")
     return live
 

@@ -42,7 +42,8 @@ class UnreadableRegistryError(ValueError):
     @classmethod
     def of(cls, where: Path, problem: str) -> Self:
         return cls(
-            f"{where} is no Feast registry to read: {problem}. Run feast apply in the repository to write it anew."
+            f"{where} is no Feast registry to read: {problem}. Run feast apply in the repository to write it anew; "
+            "where this is a snapshot, mlops features adopt after it."
         )
 
 
@@ -309,7 +310,9 @@ def _views(registry: Message, project: str) -> Iterator[View]:
 
 def _common(spec: Message) -> dict[str, Any]:
     entities = tuple(name for name in spec.entities if name != DUMMY)
-    keys, features = _columns(spec.entity_columns), _columns(spec.features)
+    keys = _columns(spec.entity_columns)
+    known = {key.name for key in keys}  # Feast may infer a key as a feature, too
+    features = tuple(column for column in _columns(spec.features) if column.name not in known)
     return {"name": spec.name, "entities": entities, "keys": keys, "features": features, **_said(spec)}
 
 

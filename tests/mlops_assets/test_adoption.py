@@ -57,7 +57,10 @@ class ShopOfflineStore(DaskOfflineStore):
 ODD = """
 from datetime import timedelta
 import pandas as pd
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, ValueType
+from feast import (
+    Entity, FeatureService, FeatureView, Field, FileSource, KafkaSource, StreamFeatureView, ValueType
+)
+from feast.data_format import JsonFormat
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Array, Bool, Float32, Float64, Int64, UnixTimestamp
 
@@ -81,6 +84,15 @@ site_totals = FeatureView(
 @on_demand_feature_view(sources=[shop_visits], schema=[Field(name="twice", dtype=Int64)])
 def twice(inputs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"twice": inputs["visits"] * 2})
+
+events = KafkaSource(
+    name="visit_events", kafka_bootstrap_servers="kafka:9092", topic="visits", timestamp_field="ts",
+    message_format=JsonFormat(schema_json="shop string, n long, ts timestamp"), batch_source=visits,
+    field_mapping={"n": "visits", "shop": "shop_id"},
+)
+live_visits = StreamFeatureView(
+    name="live_visits", entities=[shop], ttl=timedelta(0), source=events, schema=[Field(name="visits", dtype=Int64)]
+)
 
 ranking = FeatureService(name="ranking", features=[shop_visits[["visits"]], twice, site_totals])
 """
@@ -397,7 +409,7 @@ def test_a_registry_that_only_feast_can_ask_is_read_from_its_snapshot(odd: Path)
     """
     with pytest.raises(NoSnapshotError, match=rf"it is sql over sqlite.*Run: mlops features adopt {odd}"):
         feast_repository(odd)
-    assert "2 data sources, 3 feature views (2 of them online), 1 feature services" in adopt(odd)
+    assert "3 data sources, 4 feature views (3 of them online), 1 feature services" in adopt(odd)
     defs = feast_repository(odd)
     specs = specs_of(defs)
     assert specs["odd/offline/shop_visits"].owners == ["team:growth"]
@@ -409,10 +421,14 @@ def test_a_registry_that_only_feast_can_ask_is_read_from_its_snapshot(odd: Path)
     served = specs["odd/service/ranking"].metadata["dagster/column_lineage"].deps_by_column
     assert set(served) == {"shop_visits__visits", "twice", "site_totals__visits"}
 
-    for name in ("shop_visits", "site_totals"):
+    assert deps_of(specs["odd/offline/live_visits"]) == {"odd/source/visits", "odd/source/visit_events"}
+    assert specs["odd/source/visit_events"].metadata["feast/location"] == "visits"
+    assert "kafka" in specs["odd/source/visit_events"].kinds
+
+    for name in ("shop_visits", "live_visits", "site_totals"):
         ran = run(defs, f"odd/online/{name}")
         assert ran.success, trouble(ran)
-        assert checks(ran)["answers_newest_row"].metadata["keys_read_back"].value == {"shop_visits": 2}.get(name, 1)
+        assert checks(ran)["answers_newest_row"].metadata["keys_read_back"].value == (1 if name == "site_totals" else 2)
         judged = checks(run(defs, f"odd/offline/{name}"))
         assert len(judged) == 4 and all(check.passed for check in judged.values()), judged
     _asked_through_feast_the_rows_are_the_same(odd)
