@@ -278,12 +278,17 @@ class Story:
             cutoff=cutoff,
             version=version,
             metric=f"{metadata['metric_name'].value} {metadata['metric'].value:.4f}",
-            gate="passed" if checks and all(check.passed for check in checks) else "refused",
+            gate="passed" if checks and all(map(_lets_through, checks)) else "refused",
             traffic=traffic_of(model),
         )
         for check in checks:
             self.say(f"[dim]{check.check_name}: {check.description}[/]")
         return version
+
+
+def _lets_through(check: Any) -> bool:
+    """A warning holds nothing back."""
+    return check.passed or check.severity.value == "WARN"
 
 
 def traffic_of(model: ModelPipeline) -> str:

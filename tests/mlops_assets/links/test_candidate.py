@@ -11,6 +11,7 @@ import polars as pl
 import pytest
 
 from mlops_assets import Gate, ModelPipeline, TimeSplit
+from mlops_assets.links.training_set import cold_start_columns
 from mlops_assets.trainers import XGBoostClassifier
 from resources.mlflow import MlflowResource
 
@@ -170,6 +171,25 @@ def test_a_nan_is_a_missing_value(platform: Platform) -> None:
         bundle = platform.promotion.mlflow.download(platform.model.registered_name, newest)
         golden.append(json.loads((bundle / "golden.json").read_text()))
     assert golden[0] == golden[1]
+
+
+def test_a_cold_start_that_does_not_help_is_a_warning(platform: Platform) -> None:
+    """Stand-ins that say no more than nulls fail the check; the candidate is registered, passed and promoted."""
+    cold = [name for name in cold_start_columns(platform.model) if name.endswith("__cold_start")]
+    spoilt(platform, **{name: pl.lit(None) for name in cold})
+    ran = platform.run("candidate", "champion", partition=CUTOFF)
+    assert ran.ok and ran.failed == {"cold_start_helps"} and platform.published["alias"] == "2"
+    assert "better by +0.0000, wanted more than +0" in ran.checks["cold_start_helps"].description
+    assert "| cold_start_helps | warned |" in ran.facts["candidate"]["gate"]
+    version = platform.promotion.mlflow.version(platform.model.registered_name, "2")
+    assert version.tags["gate"] == "passed" and "refused_because" not in version.tags
+
+
+def test_a_model_without_cold_starts_has_no_such_check(platform: Platform) -> None:
+    """It is neither declared nor run."""
+    declared = platform.declared(**without(platform.model, "aircraft_use"), gate=gate(beats_champion_by=None))
+    ran = declared.run("training_set", "candidate", partition=CUTOFF)
+    assert ran.ok and set(ran.checks) & {"cold_start_helps", "clears_floor"} == {"clears_floor"}
 
 
 # -- a champion that cannot read the new rows
