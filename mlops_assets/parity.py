@@ -20,7 +20,7 @@ from mlops_assets.catalog import asset_key
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import EVENT_TIMESTAMP, FeatureView, ModelPipeline
 from mlops_assets.links.training_set import point_in_time_rows, stored_views
-from mlops_assets.replay import Request, logged, plan_of, sampled
+from mlops_assets.replay import Request, logged, plan_of, published_as_of, sampled
 from mlops_assets.serving.plan import FeaturePlan
 from mlops_assets.skew import Cause, Evidence, Mismatch, causes, event_time, other_times
 
@@ -157,15 +157,26 @@ def differences(
 
 def here(model: ModelPipeline, *, now_only: bool = False) -> Report:
     """The same with the stores of this environment and the Bento of the champion, the declaration where it has none."""
+    import dagster as dg
+
     from mlops_assets.serving.prediction_log import PredictionLog
-    from resources.environment import resources_for
+    from resources.environment import prepare_home, resources_for
 
     stores = resources_for()
     record, bentos = stores["releases"].read(model.id), stores["bentos"]
     plan = plan_of(bentos.path(record.champion.release)) if record else FeaturePlan.of(model)
-    store = stores["feast"].packed()
+    prepare_home()
+    with dg.DagsterInstance.get() as instance:
+        published = published_as_of(instance, model)
     return differences(
-        model, plan, lake=stores["lake"], store=store, bentos=bentos, log=PredictionLog(), now_only=now_only
+        model,
+        plan,
+        lake=stores["lake"],
+        store=stores["feast"].packed(),
+        bentos=bentos,
+        log=PredictionLog(),
+        now_only=now_only,
+        published=published,
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from mlops_assets.catalog import asset_key
 from mlops_assets.declarations import EVENT_TIMESTAMP, ModelPipeline
 from mlops_assets.links import predictions, spec
+from mlops_assets.links.online import online_key
 from mlops_assets.serving.bundle import BrokenBundleError
 from mlops_assets.serving.plan import FeaturePlan, Looked, Reason, look_up, microseconds, moment_of
 from resources.bentos import UnknownBentoError
@@ -23,6 +24,7 @@ from resources.bentos import UnknownBentoError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import dagster as dg
     import polars as pl
 
     from mlops_assets.serving.prediction_log import PredictionLog
@@ -173,6 +175,16 @@ def sampled(
     now = datetime.now(UTC)
     ids = [str(one) for one in events[model.labels.key]]
     return [_looked_up(plan, *one, at, now) for one in zip(ids, asked, looked, strict=True)]
+
+
+def published_as_of(instance: dg.DagsterInstance, model: ModelPipeline) -> datetime | None:
+    """The latest moment that an online asset of the model was published as of; None where none was told of one."""
+    events = [instance.get_latest_materialization_event(online_key(item.view)) for item in model.selections]
+    told = [
+        event.asset_materialization.metadata.get("as_of") for event in events if event and event.asset_materialization
+    ]
+    moments = [str(value.value) for value in told if value is not None]
+    return max((datetime.fromisoformat(moment) for moment in moments if moment != "None"), default=None)
 
 
 def _looked_up(

@@ -6,7 +6,6 @@ promotion by hand go by it.
 """
 
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from functools import partial
 from typing import Any
 
@@ -16,10 +15,9 @@ from mlops_assets import parity
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.links import spec
-from mlops_assets.links.online import online_key
 from mlops_assets.parity import Report
 from mlops_assets.promotion import PARITY, PASSED, REFUSED, Promotion
-from mlops_assets.replay import plan_of
+from mlops_assets.replay import plan_of, published_as_of
 from resources.bentos import BentoStore
 from resources.champions import ALIAS
 from resources.feast import FeastResource
@@ -102,16 +100,6 @@ def golden_parity(bentos: BentoStore, tag: str) -> Claim:
         f"Largest difference {difference:g}, at most {GOLDEN_TOLERANCE:g}",
         numbers={"largest_difference": difference},
     )
-
-
-def published_as_of(instance: dg.DagsterInstance, model: ModelPipeline) -> datetime | None:
-    """The latest moment that an online asset of the model was published as of; None where none was told of one."""
-    events = [instance.get_latest_materialization_event(online_key(item.view)) for item in model.selections]
-    told = [
-        event.asset_materialization.metadata.get("as_of") for event in events if event and event.asset_materialization
-    ]
-    moments = [str(value.value) for value in told if value is not None]
-    return max((datetime.fromisoformat(moment) for moment in moments if moment != "None"), default=None)
 
 
 def judged(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -16,8 +18,10 @@ import pytest
 from feature_assets.flights.weather import weather_hourly
 from mlops_assets.catalog import asset_key
 from mlops_assets.demo import departures
-from mlops_assets.parity import here
+from mlops_assets.links.bento import judged
+from mlops_assets.parity import differences, here
 from mlops_assets.promotion import NotPromotableError
+from resources.lake import Lake
 
 if TYPE_CHECKING:
     from conftest import Platform, Ran
@@ -122,3 +126,15 @@ def test_a_refused_bento_is_not_released_in_another_run_either(story: Story) -> 
     assert story.released["asked for by itself"] == story.released["answered"]
     assert story.ran["mended"].ok and story.said("mended").passed
     assert {variant.version for variant in story.released["mended"].variants} == {"1", "2"}
+
+
+def test_what_cannot_be_replayed_does_not_pass(story: Story, tmp_path: Path) -> None:
+    """A view that is not offline, a plan that cannot be read: the checks say which, and nothing breaks off."""
+    stores, tag = story.platform.resources, story.released["mended"].champion.release
+    replay = partial(differences, lake=Lake(root=str(tmp_path / "empty")), store=stores["feast"].packed())
+    same, in_time, tables = judged(story.platform.model, stores["bentos"], tag, replay)
+    assert not same.passed and same.blocking and "no file in the lake" in same.reason and not tables
+    assert not in_time.passed and not in_time.blocking
+    stores["bentos"].path(tag).joinpath("plan.json").write_text("{}")
+    same, _, _ = judged(story.platform.model, stores["bentos"], tag, replay)
+    assert not same.passed and "plan.json cannot be used" in same.reason
