@@ -42,7 +42,7 @@ class SourceError(LookupError):
     @classmethod
     def missing(cls, source: DataSource, location: str) -> Self:
         return cls(
-            f"Data source {source.name!r} has no Parquet file at {location}. Materialize the asset that writes it, "
+            f"Data source {source.name!r} has no table at {location}. Materialize the asset that writes it, "
             "or correct the source's path."
         )
 
@@ -76,9 +76,9 @@ def location(source: DataSource, config: RepoConfig) -> str:
 
 def scan(source: FileSource, config: RepoConfig) -> pl.LazyFrame:
     """The source's rows, lazily, under their own column names. Raises SourceError."""
-    place, options = location(source, config), storage_options(source)
+    place = location(source, config)
     if _is_delta(source):
-        return pl.scan_delta(place, storage_options=options)
+        return _scan_delta(source, place)
     if "://" in place:
         return _scan_remote(source, place)
     if not (paths := local_files(place)):
@@ -170,8 +170,8 @@ def exists(source: FileSource, config: RepoConfig) -> bool:
     if "://" not in place:
         return Path(place).exists()
     try:
-        scan(source, config).collect_schema()
-    except (SourceError, FileNotFoundError):
+        scan(source, config)
+    except SourceError:
         return False
     return True
 
@@ -198,13 +198,25 @@ def write(batches: Iterable[pl.DataFrame], target: str, options: dict[str, str] 
 def storage_options(source: FileSource) -> dict[str, str] | None:
     """How the source's S3 is reached; what is not said here stands in the environment."""
     given = {name.lower(): value for name, value in (source.resolve_credentials() or {}).items()}
-    if endpoint := source.s3_endpoint_override:
-        given |= {"aws_endpoint_url": endpoint, "aws_allow_http": "true"}
+    endpoint = source.s3_endpoint_override or os.environ.get("AWS_ENDPOINT_URL", "")
+    if endpoint:
+        given |= {"aws_endpoint_url": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
     return given or None
 
 
 def _is_delta(source: FileSource) -> bool:
     return isinstance(source.file_format, DeltaFormat)
+
+
+def _scan_delta(source: FileSource, place: str) -> pl.LazyFrame:
+    from deltalake.exceptions import TableNotFoundError
+
+    frame = pl.scan_delta(place, storage_options=storage_options(source))
+    try:
+        frame.collect_schema()
+    except TableNotFoundError as error:
+        raise SourceError.missing(source, place) from error
+    return frame
 
 
 def _scan_remote(source: FileSource, place: str) -> pl.LazyFrame:

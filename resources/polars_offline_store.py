@@ -379,7 +379,7 @@ def _of_pandas(entity_df: pd.DataFrame) -> pl.DataFrame:
     texts = [name for name in entity_df if pd.api.types.infer_dtype(entity_df[name], skipna=False) == "string"]
     table = pl.DataFrame(pa.Table.from_pandas(entity_df.drop(columns=texts), preserve_index=False))
     # Arrow would take twice as long for a column of nothing but texts.
-    quick = [pl.Series(name, entity_df[name].to_numpy(dtype=object), dtype=pl.String) for name in texts]
+    quick = [pl.Series(str(name), entity_df[name].to_numpy(dtype=object), dtype=pl.String) for name in texts]
     return table.with_columns(quick).select(entity_df.columns)
 
 
