@@ -248,6 +248,11 @@ def _vector(value: Any) -> list[float] | None:
     return list(value.val) if all(map(math.isfinite, value.val)) else None
 
 
+def _moment(seconds: int) -> datetime | None:
+    """Of a pandas frame Feast takes a missing time for the smallest number there is."""
+    return None if seconds == -(2**63) else moment(seconds * 1_000_000)
+
+
 def _same(value: Any) -> Any:
     return value
 
@@ -256,5 +261,5 @@ PLAIN: dict[str, Callable[[Any], Any]] = {
     **dict.fromkeys(("bool_val", "int32_val", "int64_val", "string_val"), _same),
     **dict.fromkeys(("double_val", "float_val"), _finite),
     **dict.fromkeys(("double_list_val", "float_list_val"), _vector),
-    "unix_timestamp_val": lambda seconds: moment(seconds * 1_000_000),
+    "unix_timestamp_val": _moment,
 }

@@ -38,7 +38,7 @@ Clock = Callable[[], datetime | None]
 _clock: ContextVar[Clock] = ContextVar("_clock", default=_utc_now)
 
 
-class UnsupportedOptionError(ValueError):
+class UnsupportedOptionError(NotImplementedError):
     """An option of Feast's own store that a store with packed rows cannot honour."""
 
     @classmethod

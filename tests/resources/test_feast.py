@@ -71,7 +71,9 @@ def rows(*given: tuple[str | None, int | None, int, float | None]) -> pl.DataFra
 
 @pytest.fixture(params=["sqlite", "redis"])
 def url(request: pytest.FixtureRequest, home: Path) -> str:
-    return f"sqlite:///{home}/feast/online_store.db" if request.param == "sqlite" else request.getfixturevalue("redis_url")
+    return (
+        f"sqlite:///{home}/feast/online_store.db" if request.param == "sqlite" else request.getfixturevalue("redis_url")
+    )
 
 
 @pytest.fixture
@@ -222,6 +224,24 @@ def test_concurrent_registrations_lose_nothing(home: Path) -> None:
         list(pool.map(register, names))
     found = {item.name for item in plain_store("sqlite://", home).list_feature_views()}
     assert found == {f"test__{name}" for name in names}
+
+
+def test_feasts_own_registrations_at_once_lose_nothing(home: Path) -> None:
+    """Stores that all read the registry before any of them wrote, as several `feast apply` at once do."""
+    FeastResource().apply(objects(view()))
+    names = [f"view{number}" for number in range(6)]
+    stores = {name: FeastResource().store() for name in names}
+    together = Barrier(len(names))
+
+    def register(name: str) -> None:
+        mine = objects(view(name))
+        together.wait()
+        stores[name].apply(mine)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(register, names))
+    found = {item.name for item in plain_store("sqlite://", home).list_feature_views()}
+    assert found == {TABLE, *(f"test__{name}" for name in names)}
 
 
 def test_importing_the_resource_does_not_import_feast() -> None:
