@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 # A day that has only begun may well hold more nulls than it will in the end.
 JUDGED = ("unique_key", "in_bounds")
+TOGETHER = 64  # partitions of a view that are computed at once
 
 
 @dataclass
@@ -203,11 +204,11 @@ def _windows(definition: dg.TimeWindowPartitionsDefinition, start: datetime, end
 
 
 def _runs(windows: Mapping[str, dg.TimeWindow]) -> Iterator[dict[str, dg.TimeWindow]]:
-    """Partitions that follow each other without a gap, together."""
+    """Partitions that follow each other without a gap, together, but never more than memory is meant for."""
     names = sorted(windows)
     run = names[:1]
     for before, name in pairwise(names):
-        if windows[before].end != windows[name].start:
+        if windows[before].end != windows[name].start or len(run) == TOGETHER:
             yield {each: windows[each] for each in run}
             run = []
         run.append(name)

@@ -17,7 +17,7 @@ import orjson
 from dagster._core.definitions.data_version import DATA_VERSION_TAG
 
 from mlops_assets.catalog import Catalog, Table, asset_key
-from mlops_assets.claims import claims, time_of
+from mlops_assets.claims import Claim, claims, time_of
 from mlops_assets.declarations import FeatureView, Source
 from mlops_assets.links import spec
 from mlops_assets.links.online import online_key
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import polars as pl
 
 Untold = dict[str, list[str]]
+TOGETHER = 64  # partitions that are held in memory at once
 
 
 class Telling:
@@ -73,10 +74,12 @@ class Telling:
     def events(self) -> Iterator[dg.AssetMaterialization | dg.AssetCheckEvaluation]:
         """Sources before what reads them, so that no automation runs for what is up to date."""
         for name, partitions in self._untold.items():
-            table = self._catalog.tables[name]
-            rows = self._rows(table, partitions)
-            yield from (self._materialization(table, partition, frame) for partition, frame in rows.items())
-            yield from _checks(table, rows) if rows else ()
+            table, judged = self._catalog.tables[name], dict[str, Claim]()
+            for start in range(0, len(partitions), TOGETHER):
+                rows = self._rows(table, partitions[start : start + TOGETHER])
+                yield from (self._materialization(table, partition, frame) for partition, frame in rows.items())
+                _judge(table, rows, judged)
+            yield from (_evaluation(table, claim) for claim in judged.values())
             if isinstance(table, FeatureView) and table.online:
                 yield dg.AssetMaterialization(online_key(table), metadata=dict(self._facts))
 
@@ -106,17 +109,22 @@ class Telling:
         os.replace(beside, self._path)
 
 
-def _checks(table: Table, rows: Mapping[str, pl.DataFrame]) -> Iterator[dg.AssetCheckEvaluation]:
-    """The table's claims about what changed."""
+def _judge(table: Table, rows: Mapping[str, pl.DataFrame], judged: dict[str, Claim]) -> None:
+    """Add the table's claims about these rows; one that failed before has failed."""
     import polars as pl
 
-    for claim in claims(pl.concat(rows.values()), table):
-        yield dg.AssetCheckEvaluation(
-            asset_key(table),
-            claim.name,
-            claim.passed,
-            metadata=dict(claim.numbers),
-            description=claim.reason,
-            severity=dg.AssetCheckSeverity.ERROR if claim.blocking else dg.AssetCheckSeverity.WARN,
-            blocking=claim.blocking,
-        )
+    for claim in claims(pl.concat(rows.values()), table) if rows else ():
+        if claim.name not in judged or judged[claim.name].passed:
+            judged[claim.name] = claim
+
+
+def _evaluation(table: Table, claim: Claim) -> dg.AssetCheckEvaluation:
+    return dg.AssetCheckEvaluation(
+        asset_key(table),
+        claim.name,
+        claim.passed,
+        metadata=dict(claim.numbers),
+        description=claim.reason,
+        severity=dg.AssetCheckSeverity.ERROR if claim.blocking else dg.AssetCheckSeverity.WARN,
+        blocking=claim.blocking,
+    )
