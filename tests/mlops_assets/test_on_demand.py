@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,7 +11,19 @@ from typing import Any
 import polars as pl
 import pytest
 
-from mlops_assets import Bool, Entity, FeatureView, Float64, Gate, Int64, Labels, ModelPipeline, OnDemandView, String
+from mlops_assets import (
+    Bool,
+    Entity,
+    FeatureView,
+    Float64,
+    Gate,
+    Int64,
+    Labels,
+    ModelPipeline,
+    OnDemandView,
+    String,
+    on_demand,
+)
 from mlops_assets.catalog import Catalog, asset_key, gather
 from mlops_assets.declarations import DeclarationError
 from mlops_assets.links.training_set import column_lineage, point_in_time_rows
@@ -192,3 +205,18 @@ def test_yaml_names_an_on_demand_view_as_any_other() -> None:
     pipeline = gather().model("flights/departure_delay")
     assert [item.view.id for item in pipeline.on_demand] == ["flights/departure_pressure"]
     assert "waiting_share" in pipeline.inputs and "planned_departures_1h" in pipeline.selections[1].features
+
+
+def test_the_example_of_the_page_is_a_view_that_computes() -> None:
+    """docs/features.md, read as code; a function of one feature returns its expression alone."""
+    from feature_assets.flights.arrivals import arrivals
+    from feature_assets.flights.congestion import origin_congestion
+    from resources.environment import PROJECT
+
+    (code,) = re.findall(r"```python\n(@on_demand.*?)```", (PROJECT / "docs" / "features.md").read_text(), re.DOTALL)
+    names = {"origin_congestion": origin_congestion, "arrivals": arrivals, "on_demand": on_demand, "Float64": Float64}
+    found: dict[str, Any] = {**names, "pl": pl, "__name__": "feature_assets.flights.page"}
+    exec(code, found)
+    rows = [{"distance": 300.0, "planned_minutes": 60.0}]
+    assert (found["pace"].id, found["pace"].needs) == ("flights/pace", ())
+    assert Transform.of(found["pace"].selection).columns(rows) == {"planned_speed": [300.0]}
