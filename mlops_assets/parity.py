@@ -96,7 +96,7 @@ class Report:
     def compared(self) -> str:
         """In words."""
         if not self.requests:
-            return "nothing to replay: no answer is logged and nothing is published online"
+            return "nothing to replay: no answer is logged, and no view is online or no event is labelled"
         moments = sorted(request.at for request in self.requests)
         span = " to ".join(dict.fromkeys(f"{moment:%Y-%m-%d %H:%M}" for moment in (moments[0], moments[-1])))
         what = f"{len(self.features)} features and {len(self.times)} event times"

@@ -168,8 +168,7 @@ def sampled(
     days = lake.partitions(asset_key(model.labels))
     newest = _newest_online(model, plan, lake, store, _spread(days))
     at = max(newest, published) if published else newest
-    before = [day for day in days if day <= f"{at:%Y-%m-%d}"][-2:] or days[:1]
-    events = _drawn(_events(model, lake, before), model.labels.key, rows)
+    events = _drawn(_events_near(model, lake, days, at, rows), model.labels.key, rows)
     asked = events.drop(model.labels.key, EVENT_TIMESTAMP).to_dicts()
     looked = look_up(plan, store, asked, at)
     now = datetime.now(UTC)
@@ -193,6 +192,21 @@ def _looked_up(
     values = dict(zip(plan.inputs, looked.values, strict=True))
     reasons = {fallback.view: fallback.reason for fallback in looked.fallbacks}
     return Request(request_id, at, now, row, values, looked.event_times, reasons)
+
+
+def _events_near(model: ModelPipeline, lake: Lake, days: Sequence[str], at: datetime, rows: int) -> pl.DataFrame:
+    """Those of the days up to `at`, the nearest first, until there are enough; then of the days after it."""
+    import polars as pl
+
+    day = f"{at:%Y-%m-%d}"
+    nearest = [*(one for one in reversed(days) if one <= day), *(one for one in days if one > day)]
+    found, count = [], 0
+    for one in nearest:
+        found.append(_events(model, lake, [one]))
+        count += found[-1].height
+        if count >= rows:
+            break
+    return pl.concat(found) if found else _events(model, lake, [])
 
 
 def _events(model: ModelPipeline, lake: Lake, days: Sequence[str]) -> pl.DataFrame:

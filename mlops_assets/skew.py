@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import pairwise
 from math import isclose, isfinite
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from resources.packed_store import PackedStore
 
 PUBLICATION = timedelta(hours=1)  # how long a row may take from the lake to the online store
+NEVER = datetime.max.replace(tzinfo=UTC)
 HALF_HOUR = 1_800_000_000  # in microseconds; some zones are off by one
 SHIFTS = sorted((count * HALF_HOUR for count in range(-28, 29) if count), key=abs)  # zones are at most 14 hours away
 Alike = Callable[[Any, Any], bool]
@@ -87,11 +88,13 @@ class History:
         """The row of that very event."""
         return None if event is None else self._rows[key].get(event)
 
-    def newest(self, key: Key, at: datetime, ttl: timedelta | None) -> int | None:
-        """The event that a reader at `at` sees."""
+    def newest(
+        self, key: Key, at: datetime, ttl: timedelta | None, fits: Callable[[int], bool] = lambda _: True
+    ) -> int | None:
+        """The event that a reader at `at` sees, of those that fit."""
         moment, events = microseconds(at), self._events.get(key, [])
-        place = bisect_right(events, moment)
-        return events[place - 1] if place and not _older(events[place - 1], moment, ttl) else None
+        seen = (event for event in reversed(events[: bisect_right(events, moment)]) if not _older(event, moment, ttl))
+        return next(filter(fits, seen), None)
 
 
 def _of_keys(frame: pl.LazyFrame, join_keys: Sequence[str], keys: Sequence[Key]) -> pl.DataFrame:
@@ -138,6 +141,7 @@ class Evidence:
         self.model, self.plan, self.alike = model, plan, alike
         self._histories: dict[str, History] = {}
         self._online: dict[str, dict[Key, Row]] = {}
+        self._files: dict[str, dict[str | None, datetime | None]] = {}
 
     @cached_property
     def reads(self) -> dict[str, ViewRead]:
@@ -179,8 +183,18 @@ class Evidence:
     def written(self, view: FeatureView, event: int) -> datetime:
         """When the file of the lake that holds an event was last published."""
         key, moment = asset_key(view), f"{moment_of(event):%Y-%m-%d-%H:%M}"
-        names = [name for name in self._lake.partitions(key) if name <= moment]
-        return written_at(self._lake.path(key, names[-1] if names else None))
+        if view.id not in self._files:
+            self._files[view.id] = dict.fromkeys(self._lake.partitions(key))
+        files = self._files[view.id]
+        name = max((name for name in files if name is not None and name <= moment), default=None)
+        if files.get(name) is None:
+            files[name] = written_at(self._lake.path(key, name))
+        return files[name] or NEVER
+
+    def knowable(self, view: FeatureView, key: Key, request: Request) -> int | None:
+        """The newest event that offline had for so long, when the request was answered, that online should have it."""
+        known = request.answered - PUBLICATION
+        return self.history(view).newest(key, request.at, view.ttl, lambda event: self.written(view, event) <= known)
 
 
 def event_time(view: FeatureView) -> str:
@@ -299,13 +313,18 @@ def _older(event: int | None, at: int, ttl: timedelta | None) -> bool:
 
 def _other_stand_in(sight: Sight, evidence: Evidence) -> Cause | None:
     """Neither side had a row of the key: their cold starts differ."""
-    if sight.online_event is not None or sight.offline_event is not None or not sight.view.cold_start:
+    view, request = sight.view, sight.request
+    if sight.online_event is not None or sight.offline_event is not None or not view.cold_start:
         return None
-    stand_in = sight.view.stand_in
-    event = evidence.history(stand_in).newest((), sight.request.at, None) if stand_in else None
-    if stand_in is None or event is None:
-        return Cause("cold start", "the Bento's stand-in is not the declared one")
-    return _came(sight.request, evidence.written(stand_in, event), event, "another stand-in was online")
+    other = Cause("cold start", "what stood in online never did offline")
+    if view.stand_in is None or (newest := evidence.history(view.stand_in).newest((), request.at, None)) is None:
+        return other
+    history, row = (
+        evidence.history(view.stand_in),
+        Row(0, {n: request.values[n] for n in view.schema if n in request.values}),
+    )
+    used = history.newest((), request.at, None, lambda event: evidence.same(row, history.at((), event)))
+    return _came(request, view.stand_in, (), used, newest, evidence) if used is not None else other
 
 
 def _not_newest(sight: Sight, evidence: Evidence) -> Cause | None:
@@ -319,8 +338,7 @@ def _not_newest(sight: Sight, evidence: Evidence) -> Cause | None:
         return Cause("asked about the past", f"online had moved on to the row of {_shown(used.event)}")
     if sight.offline_event is None:
         return None
-    written = evidence.written(sight.view, sight.offline_event)
-    return _came(sight.request, written, sight.offline_event, f"online had the row of {_shown(used.event)}")
+    return _came(sight.request, sight.view, sight.key, used.event, sight.offline_event, evidence)
 
 
 def _missing(sight: Sight, evidence: Evidence) -> Cause | None:
@@ -331,17 +349,19 @@ def _missing(sight: Sight, evidence: Evidence) -> Cause | None:
 def _unpublished(sight: Sight, evidence: Evidence) -> Cause | None:
     if sight.online_event is not None or sight.offline_event is None:
         return None
-    had = {"expired": "online had an older row", "from the future": "online had a later row"}
-    written = evidence.written(sight.view, sight.offline_event)
-    reason = sight.request.reasons.get(sight.view.id, "no row")
-    return _came(sight.request, written, sight.offline_event, had.get(reason, "online had no row"))
+    return _came(sight.request, sight.view, sight.key, None, sight.offline_event, evidence)
 
 
-def _came(request: Request, written: datetime, event: int, had: str) -> Cause:
-    """Late, where the newer row reached the lake after the answer or so shortly before that it was on its way."""
-    times = f"published {_minute(written)}, answered {_minute(request.answered)}"
-    told = f"{had}, offline has that of {_shown(event)}, {times}"
-    return Cause(LATE if written > request.answered - PUBLICATION else BEHIND, told)
+def _came(request: Request, view: FeatureView, key: Key, used: int | None, newest: int, evidence: Evidence) -> Cause:
+    """Late, if online had (`used`) the newest row that it could have; every newer one came too late for the answer."""
+    had = "no valid row" if used is None else f"the row of {_shown(used)}"
+    knowable = evidence.knowable(view, key, request)
+    late = knowable is None or (used is not None and used >= knowable)
+    shown = newest if late or knowable is None else knowable
+    published = f"that of {_shown(shown)}, published {_minute(evidence.written(view, shown))}"
+    return Cause(
+        LATE if late else BEHIND, f"online had {had}, offline {published}; answered {_minute(request.answered)}"
+    )
 
 
 def _time_zone(sights: Sequence[Sight], evidence: Evidence) -> Cause | None:
@@ -393,7 +413,7 @@ def _units(group: Sequence[Mismatch], sights: Mapping[int, Sight], evidence: Evi
     for one in group:
         sight = sights[id(one.request)]
         same_event = evidence.history(sight.view).at(sight.key, sight.online_event)
-        pairs[one.feature].append((one.online, same_event[one.feature] if same_event else one.offline))
+        pairs[one.feature].append((one.online, same_event[one.feature] if same_event else None))
     found = {feature: _line(values) for feature, values in pairs.items()}
     return {feature: Cause(UNIT, f"offline = {line}") for feature, line in found.items() if line}
 
