@@ -45,6 +45,7 @@ def cold_start_view(view: FeatureView) -> FeatureView | None:
         owners=view.owners,
         code_version=view.code_version,
         online=view.online,
+        sparse=view.sparse,
     )
 
 

@@ -192,7 +192,8 @@ class FeatureView(_Table):
     with `t - ttl <= event_timestamp <= t`; without a ttl a row holds until a newer one comes.
     `lookback` is how far before a partition its function needs its inputs (trailing windows).
     `cold_start` says what a reader gets for keys that have no such row; without it, nulls. Leave it out where
-    a missing row means something (a time series that stopped).
+    a missing row means something (a time series that stopped). `sparse` views have rows in some partitions only
+    (every Monday, say): an empty one is then no reason to warn.
     """
 
     kind: ClassVar[str] = "feature view"
@@ -201,6 +202,7 @@ class FeatureView(_Table):
     ttl: timedelta | None = None
     online: bool = True
     cold_start: ColdStart | None = None
+    sparse: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -481,6 +483,7 @@ def feature_view(
     lookback: timedelta = timedelta(0),
     online: bool = True,
     cold_start: ColdStart | None = None,
+    sparse: bool = False,
     owners: Sequence[str] = (),
     code_version: str = "1",
 ) -> Callable[[Callable[..., pl.LazyFrame]], FeatureView]:

@@ -31,6 +31,7 @@ WEEK = timedelta(weeks=1)
     ttl=timedelta(days=8),  # a week, and a day in which to publish the next
     lookback=timedelta(days=30),
     partitions=daily,
+    sparse=True,
     owners=OWNERS,
     cold_start=MeanOverEntities(window=timedelta(days=90)),
     schema={

@@ -227,3 +227,18 @@ def test_a_window_is_whole_days(window: timedelta) -> None:
     """A stand-in is made at midnight, of days: anything else would be another window than it says."""
     with pytest.raises(DeclarationError, match=r"cold_start.window.*whole days"):
         view(MeanOverEntities(window))
+
+
+@pytest.mark.parametrize("sparse", [True, False])
+def test_an_empty_day_of_a_sparse_view_is_no_news(sparse: bool) -> None:
+    """Neither of the view nor of its stand-in; of any other view it is a warning."""
+
+    @feature_view(team="shop", entities=[thing], schema=SCHEMA, cold_start=MeanOverEntities(WINDOW), sparse=sparse)
+    def things() -> pl.LazyFrame:
+        """Things."""
+        return pl.LazyFrame()
+
+    for of in (things, things.stand_in):
+        empty = conform(stand_ins(table([]).lazy(), things) if of is not things else table([]).lazy(), of)
+        (claim,) = [claim for claim in claims(empty, of) if claim.name == "not_empty"]
+        assert claim.passed == sparse and not claim.blocking
