@@ -2,7 +2,8 @@
 
 The query of the URL is librdkafka's configuration (`?security.protocol=SASL_SSL&...`). Events of equal key go to
 one partition, hence stay in order. Offsets are committed by hand, after the events were dealt with; a commit
-that a rebalance overtook is no loss: the partition's new reader is given those events again.
+that a rebalance overtook is no loss: after it every reader begins at what is committed. Hence librdkafka's default
+assignors and not the cooperative one, whose readers keep partitions and go on behind an offset that was not taken.
 """
 
 from __future__ import annotations
@@ -127,7 +128,6 @@ class KafkaStream:
                 "enable.auto.commit": False,
                 "auto.offset.reset": "earliest",
                 "session.timeout.ms": 10_000,  # how long a killed reader's events wait for another
-                "partition.assignment.strategy": "cooperative-sticky",
                 "allow.auto.create.topics": True,
                 "queued.max.messages.kbytes": MAX_BATCH_BYTES // 1024,
                 **self._options,
