@@ -14,7 +14,15 @@ from rich.console import Console
 from benchmarks.harness import publish, table
 from resources.environment import home, quiet_telemetry
 
-NAMES = ("definitions_load", "training_set", "event_log", "orchestration_overhead", "online_store", "streaming")
+NAMES = (
+    "definitions_load",
+    "training_set",
+    "offline_store",
+    "event_log",
+    "orchestration_overhead",
+    "online_store",
+    "streaming",
+)
 
 
 def main() -> None:

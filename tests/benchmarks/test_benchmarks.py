@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from subprocess import CalledProcessError
@@ -10,9 +11,10 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from benchmarks import definitions_load, event_log, orchestration_overhead, training_set
+from benchmarks import definitions_load, event_log, offline_store, orchestration_overhead, training_set
 from mlops_assets.catalog import gather
 from mlops_assets.links.training_set import point_in_time_rows
+from resources.point_in_time import point_in_time_join
 
 DAYS = (date(2013, 1, 1), date(2013, 1, 8))
 
@@ -68,3 +70,35 @@ def test_a_demo_that_breaks_off_gives_no_figures(home: Path, tmp_path: Path, mon
     monkeypatch.setenv("MLOPS_ENV", "nowhere")
     with pytest.raises(orchestration_overhead.DemoFailedError, match="MLOPS_ENV is 'nowhere'"):
         orchestration_overhead.run_demo(tmp_path / "books.json")
+
+
+def test_the_offline_stores_give_the_same_table(tmp_path: Path):
+    """A week of flights: ours, Feast's DuckDB store, ASOF and Polars, each in a process of its own, all measured."""
+    case = replace(offline_store.flights_cases(tmp_path, DAYS)[1], rounds=1)
+    measured = offline_store.contend(case)
+    assert list(measured) == list(offline_store.PEERS)
+    assert all(len(result.seconds) == 1 and result.peak > 1e7 and not result.stopped for result in measured.values())
+
+
+def test_a_contender_that_takes_too_long_is_stopped_and_said_to_be(tmp_path: Path):
+    case = replace(offline_store.flights_cases(tmp_path, DAYS)[1], contenders=(offline_store.BARE,))
+    contender = offline_store.Contender(offline_store.BARE, case, {"seconds": 0.0, "memory": 0})
+    contender.go()
+    assert contender.result.stopped == "stopped after 0 s"
+    contender.go()
+    assert contender.result.seconds == ()
+
+
+def test_a_contender_with_another_table_is_noticed(tmp_path: Path):
+    """In one value, or in the order of the rows."""
+    case = offline_store.flights_cases(tmp_path, DAYS)[1]
+    labels = pl.read_parquet(case.directory / "labels.parquet")
+    frames = [offline_store._frame(view) for view in case.views]
+    rows = point_in_time_join(labels.lazy(), frames).collect()
+    for who in (offline_store.OURS, offline_store.BARE):
+        rows.write_parquet(case.directory / f"{offline_store._slug(who)}.out")
+    offline_store._same(case, case.contenders[:1])
+    for other in (rows.with_columns(temp=pl.col("temp") + 1e-9), rows.reverse()):
+        other.write_parquet(case.directory / "ours.out")
+        with pytest.raises(AssertionError, match="DataFrames are different"):
+            offline_store._same(case, ())
