@@ -431,11 +431,12 @@ def _bare(polars_labels: bool = False) -> Callable[[Path, Sequence[View]], Join]
         labels = held.to_pandas()
 
         def join() -> tuple[Any, float]:
-            joined = (held if polars_labels else pl.from_pandas(labels)).lazy().sort(TIME)
+            rows = held if polars_labels else pl.from_pandas(labels)
+            joined = rows.lazy().sort(TIME, maintain_order=True)  # for equal tables: labels of one moment are many
             planned = time.perf_counter()
             for view in views:
-                rows, ttl = pl.scan_parquet(view.path).sort(TIME), view.ttl or None
-                joined = joined.join_asof(rows, on=TIME, by=list(view.keys), tolerance=ttl, check_sortedness=False)
+                history, ttl = pl.scan_parquet(view.path).sort(TIME), view.ttl or None
+                joined = joined.join_asof(history, on=TIME, by=list(view.keys), tolerance=ttl, check_sortedness=False)
             return joined.collect().to_arrow(), planned
 
         return join

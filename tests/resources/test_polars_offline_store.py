@@ -57,6 +57,16 @@ def store(tmp_path: Path) -> feast.FeatureStore:
     )
 
 
+@pytest.fixture
+def sliced(store: feast.FeatureStore, tmp_path: Path) -> feast.FeatureStore:
+    """The same repository, with batches of ten rows."""
+    from feast import FeatureStore
+
+    config = store.config.model_copy(deep=True)
+    config.offline_store.batch_rows = 10
+    return FeatureStore(config=config)
+
+
 def source(path: Path | str, **options: Any) -> feast.FileSource:
     from feast import FileSource
 
@@ -145,30 +155,47 @@ def test_a_tie_is_broken_by_creation_and_later_corrections_can_be_left_out(
     assert temps(store, rows, filter_by_created_timestamp=True) == [1.0, 2.0]
 
 
-def test_an_on_demand_view_is_computed_on_what_was_joined(store: feast.FeatureStore, tmp_path: Path) -> None:
-    from feast import Field
+@pytest.mark.parametrize("mode", ["pandas", "python"])
+def test_an_on_demand_view_is_computed_on_what_was_joined(
+    store: feast.FeatureStore, sliced: feast.FeatureStore, tmp_path: Path, mode: str
+) -> None:
+    """From what was joined and what the entity rows bring; whole and in batches."""
+    from feast import Field, RequestSource
     from feast.on_demand_feature_view import OnDemandFeatureView
     from feast.transformation.pandas_transformation import PandasTransformation
+    from feast.transformation.python_transformation import PythonTransformation
     from feast.types import Float64
 
     weather(("EWR", 0, 50.0)).write_parquet(tmp_path / "weather.parquet")
-    here = view(source(tmp_path / "weather.parquet"))
+    here = view(source(tmp_path / "weather.parquet"), ttl=None)
 
-    def celsius(inputs: pd.DataFrame) -> pd.DataFrame:
-        return pd.DataFrame({"celsius": (inputs["temp"] - 32) / 1.8})
+    def frame(inputs: pd.DataFrame) -> pd.DataFrame:
+        return pd.DataFrame({"celsius": (inputs["temp"] - 32) / 1.8 + inputs["shift"]})
 
+    def columns(inputs: dict[str, list[float]]) -> dict[str, list[float]]:
+        return {
+            "celsius": [(temp - 32) / 1.8 + shift for temp, shift in zip(inputs["temp"], inputs["shift"], strict=True)]
+        }
+
+    of = {"pandas": PandasTransformation(frame, "frame"), "python": PythonTransformation(columns, "columns")}
     on_demand = OnDemandFeatureView(
         name="metric",
-        sources=[here],
+        sources=[here, RequestSource(name="asked", schema=[Field(name="shift", dtype=Float64)])],
         schema=[Field(name="celsius", dtype=Float64)],
-        feature_transformation=PandasTransformation(udf=celsius, udf_string="celsius"),
-        mode="pandas",
+        feature_transformation=of[mode],
+        mode=mode,
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # Feast calls on-demand views experimental
         register(store, here, on_demand)
-    joined = store.get_historical_features(entity_rows(("EWR", 1)), features=["weather:temp", "metric:celsius"])
-    assert joined.to_df()[["temp", "celsius"]].to_numpy().tolist() == [[50.0, 10.0]]
+    rows = entity_rows(*[("EWR", hour) for hour in range(1, 31)]).assign(shift=[float(hour) for hour in range(30)])
+    features = ["weather:temp", "metric:celsius"]
+    joined = store.get_historical_features(rows, features=features).to_df()
+    assert joined[["temp", "celsius"]].to_numpy().tolist() == [[50.0, 10.0 + hour] for hour in range(30)]
+    sliced.refresh_registry()
+    batches = list(sliced.get_historical_features(rows, features=features).to_arrow_batches())
+    assert len(batches) == 3
+    assert [value for batch in batches for value in batch["celsius"].to_pylist()] == [10.0 + hour for hour in range(30)]
 
 
 def test_what_was_joined_can_be_saved_and_read_again(store: feast.FeatureStore, tmp_path: Path) -> None:
@@ -391,16 +418,6 @@ def test_logged_features_are_kept_and_found_again(store: feast.FeatureStore, tmp
     found = store._get_provider().retrieve_feature_service_logs(feature_service=service, **span).to_df()
     assert sorted(found[LOG_TIMESTAMP_FIELD].dt.day) == [10, 11]
     assert len(list((tmp_path / "logs").iterdir())) == 2
-
-
-@pytest.fixture
-def sliced(store: feast.FeatureStore, tmp_path: Path) -> feast.FeatureStore:
-    """The same repository, with batches of ten rows."""
-    from feast import FeatureStore
-
-    config = store.config.model_copy(deep=True)
-    config.offline_store.batch_rows = 10
-    return FeatureStore(config=config)
 
 
 def test_batches_are_the_rows_in_order_of_time(
