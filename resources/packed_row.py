@@ -20,6 +20,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
 from hashlib import blake2b
+from itertools import chain
 from operator import itemgetter
 from typing import Any, Literal, Self
 
@@ -196,13 +197,17 @@ class Reading:
 
     def read_all(self, rows: Sequence[bytes]) -> list[Found] | None:
         """All at once, if each is of this layout and holds numbers only and no null; else None."""
-        head = self._head
-        if self._width is None or not all(row.startswith(head, 16) for row in rows):
+        joined, width = b"".join(rows), self._width
+        if width is None or not self._alike(joined, len(rows), width):
             return None
-        joined = b"".join(rows)
         values: Iterator[Values] = self._values.iter_unpack(joined)
-        chosen = values if self._pick is None else map(self._pick, values)
-        return [(event_ts, some) for (event_ts,), some in zip(self._times.iter_unpack(joined), chosen, strict=True)]
+        times = chain.from_iterable(self._times.iter_unpack(joined))
+        return list(zip(times, values if self._pick is None else map(self._pick, values), strict=True))
+
+    def _alike(self, joined: bytes, rows: int, width: int) -> bool:
+        """Whether each row has this layout's id and no null bit, compared byte by byte of all rows at once."""
+        columns = enumerate(self._head, start=TIMES.size)
+        return len(joined) == rows * width and all(joined[at::width] == bytes((byte,)) * rows for at, byte in columns)
 
 
 def _code(value: Any) -> Code:

@@ -155,9 +155,8 @@ class Reader:
         One round trip for all tables. Values are in the order of the table's features, None where the row has
         no such feature. Safe from any thread; raises OnlineStoreUnavailableError.
         """
-        dumps = orjson.dumps
-        asked = [(table, [dumps(key) for key in wanted]) for table, wanted in zip(self._tables, keys, strict=True)]
-        answers = self._store.fetch(asked)
+        wanted = [(table, list(map(orjson.dumps, some))) for table, some in zip(self._tables, keys, strict=True)]
+        answers = self._store.fetch(wanted)
         return [readings.read(rows) for readings, rows in zip(self._readings, answers, strict=True)]
 
 
@@ -295,6 +294,7 @@ class SqlitePackedStore(PackedStore):
     CHUNK = 10_000
     VARIABLES = 30_000  # SQLite's limit is 32,766 in a statement
     CACHE_KIB = 64 * 1024  # at most; a page changed twice in a chunk is written once
+    WAL_PAGES = 8_192  # 32 MiB: a publication goes into the database in a few large strokes
     PATIENCE = 30.0  # seconds to wait for another writer
     SCHEMA = (
         (
@@ -346,6 +346,7 @@ class SqlitePackedStore(PackedStore):
         connection = sqlite3.connect(self._path, timeout=self.PATIENCE, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA cache_size = -{self.CACHE_KIB}")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {self.WAL_PAGES}")
         return connection
 
     @contextmanager

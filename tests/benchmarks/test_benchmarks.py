@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from benchmarks import definitions_load, event_log, offline_store, orchestration_overhead, training_set
+from benchmarks import definitions_load, event_log, offline_store, online_store, orchestration_overhead, training_set
 from mlops_assets.catalog import gather
 from mlops_assets.links.training_set import point_in_time_rows
 from resources.point_in_time import point_in_time_join
@@ -102,3 +102,13 @@ def test_a_contender_with_another_table_is_noticed(tmp_path: Path):
         other.write_parquet(case.directory / "ours.out")
         with pytest.raises(AssertionError, match="DataFrames are different"):
             offline_store._same(case, ())
+
+
+def test_online_reads_and_publications_are_shown_equal_before_they_are_timed(home: Path):
+    """A few rows on a Redis of its own and on SQLite: every figure is there, and plain Feast read the same."""
+    measured = online_store.measure(rounds=1, rows=1_500)
+    names = {figure.name for figure in measured.figures}
+    assert {f"{what}.{kind}" for what in ("publish", "read_1", "read_100") for kind in ("redis", "sqlite")} <= names
+    assert "read_100_raw.redis" in names
+    assert all(figure.ours > 0 and figure.peer > 0 for figure in measured.figures)
+    assert not home.exists()
