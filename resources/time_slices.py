@@ -1,12 +1,13 @@
 """The point-in-time join in slices of time: of every table only one slice is in memory, however large it is.
 
 A slice is a span of time `(after, until]`. Of each view the newest row per key is carried from slice to slice; with
-the view's rows of the slice it is all that the slice's spine rows can see. The tables are read once, slice by slice,
-after a look at their time columns that chooses the slices. The rule that must never break: the slices together are
+the view's rows of the slice it is all that the slice's spine rows can see. A look at the tables' time columns chooses
+the slices. The rule that must never break: the slices together are
 the rows of `resources.point_in_time.point_in_time_join`, in the order of time, equals as they lie, null times last.
 
 What stays in memory: about `rows` rows of the spine and of each view, and a row per key of each view. Rows of one
-moment are never parted. Used at run time only: Polars is imported at once.
+moment are never parted. Files whose rows lie in order of time, or by day, are each read once; others at each slice.
+Used at run time only: Polars is imported at once.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import polars as pl
 
 from resources.point_in_time import CREATED, EVENT, TIME, ViewFrame, between, point_in_time_join, utc
 
-BINS_PER_SLICE = 32
+BINS_PER_SLICE, PARTS = 32, 64
 MOMENT = "__slice_moment"  # of a row, in microseconds since 1970
 
 
@@ -81,22 +82,35 @@ def time_slices(
     extents = [_extent(table) for table in tables]
     begin = min(start for start, _, _ in extents if start is not None)
     most = max(height for _, _, height in extents)
-    width = (last - begin) // (BINS_PER_SLICE * (most // rows + 1)) + 1
-    cuts = _cuts([_counts(table, begin, width) for table in tables], rows)
-    ends = [begin + (place + 1) * width - 1 for place in cuts]
+    bins = BINS_PER_SLICE * (most // rows + 1)
+    ends = _cuts(_bins(tables, begin, 1 << ((last - begin) // bins).bit_length(), rows), rows)
     return [TimeSlice(after, until) for after, until in zip([None, *ends], [*ends, last], strict=True)]
 
 
-def _cuts(counts: Sequence[dict[int, int]], rows: int) -> list[int]:
-    """After which bins a slice ends, for no table to have more than `rows` rows in one."""
-    cuts, filled = [], [0] * len(counts)
-    bins = sorted({place for count in counts for place in count})
-    for before, place in zip([None, *bins], bins, strict=False):
-        added = [count.get(place, 0) for count in counts]
-        if before is not None and any(held and held + more > rows for held, more in zip(filled, added, strict=True)):
+def _bins(tables: Sequence[pl.LazyFrame], begin: int, width: int, rows: int) -> list[tuple[int, list[int]]]:
+    """Spans of time in order: the last moment of each, and the rows of each table; few have more than `rows`.
+
+    Widths are powers of two, so that a span that is too full is parted into whole ones.
+    """
+    counts = [_counts(table, begin, width) for table in tables]
+    held = {place: [count.get(place, 0) for count in counts] for count in counts for place in count}
+    full = [place for place, of in held.items() if max(of) > rows and width > 1]
+    spans = [(begin + (place + 1) * width - 1, of) for place, of in held.items() if place not in full]
+    if full:
+        inside = ((pl.col(MOMENT) - begin) // width).is_in(full)
+        spans += _bins([table.filter(inside) for table in tables], begin, max(1, width // PARTS), rows)
+    return sorted(spans)
+
+
+def _cuts(bins: Sequence[tuple[int, list[int]]], rows: int) -> list[int]:
+    """After which moments a slice ends, for no table to have more than `rows` rows in one."""
+    cuts: list[int] = []
+    filled, before = [0] * len(bins[0][1]), 0
+    for end, added in bins:
+        if any(held and held + more > rows for held, more in zip(filled, added, strict=True)):
             cuts.append(before)
-            filled = [0] * len(counts)
-        filled = [held + more for held, more in zip(filled, added, strict=True)]
+            filled = [0] * len(added)
+        filled, before = [held + more for held, more in zip(filled, added, strict=True)], end
     return cuts
 
 
