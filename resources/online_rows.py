@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     Numbers = np.ndarray[Any, np.dtype[Any]]
 
 PROJECT_NAME = "mlops_assets"
-TEXTS = {"STRING": str, "INT32": str, "INT64": str, "DOUBLE": str, "FLOAT": str, "BOOL": str}
+TEXTS = ("STRING", "INT32", "INT64", "DOUBLE", "FLOAT", "BOOL")
 Proto = tuple[Any, Mapping[str, Any], datetime, datetime | None]
 
 
@@ -208,11 +208,27 @@ def _column_texts(column: pl.Series, kind: str) -> list[str | None]:
         return [None] * len(column)
     if kind == "STRING":
         return column.cast(pl.String).to_list()
-    if kind == "FLOAT":
-        column = column.cast(pl.Float32).cast(pl.Float64)
-    if kind == "DOUBLE":
-        column = column.cast(pl.Float64)
+    if kind in ("DOUBLE", "FLOAT"):
+        single = column.cast(pl.Float32) if kind == "FLOAT" else column
+        return _float_texts(single.cast(pl.Float64).to_list())
     return [None if value is None else str(value) for value in column.to_list()]
+
+
+def _float_texts(values: list[float | None]) -> list[str | None]:
+    """`str` of each; orjson says most floats with the same digits in a quarter of the time, but not all."""
+    if not values:
+        return []
+    said = orjson.dumps(values)[1:-1].decode().split(",")
+    return [_text(value) if _otherwise(text) else text for value, text in zip(values, said, strict=True)]
+
+
+def _otherwise(text: str) -> bool:
+    """Whether Python may say it in other words: nothing, with an exponent, or below 0.0001."""
+    return "e" in text or text == "null" or "0.0000" in text[:7]
+
+
+def _text(value: float | None) -> str | None:
+    return None if value is None else str(value)
 
 
 def _us(at: datetime) -> int:

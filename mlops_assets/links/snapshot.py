@@ -5,13 +5,14 @@ reads it; and `rebuild_online` shows that the online store holds nothing of its 
 offline rows alone, it is equal. No clock enters: a snapshot is as of the newest event that it holds.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from mlops_assets.claims import Claim
 from mlops_assets.declarations import EVENT_TIMESTAMP, FeatureView
 from mlops_assets.feast_objects import feast_name
 from mlops_assets.links import spec
@@ -22,7 +23,9 @@ from resources.lake import Lake
 if TYPE_CHECKING:
     import polars as pl
 
-ROWS_AT_ONCE = 50_000
+CLAIMS = {"formats_agree": False}
+PROMISES = {"formats_agree": "Feast's own format online says the same as the rows that the endpoint reads"}
+ROWS_AT_ONCE, EXAMPLES = 50_000, 3
 TIME = "UnixTimestamp"
 
 
@@ -78,14 +81,15 @@ def snapshot_asset(view: FeatureView) -> dg.AssetsDefinition:
         key=key,
         deps=[online_key(view)],
         description=f"The rows of {view.title} as the online store held them when this was last asked for.",
-        group_name=f"{view.team}_online",
+        group_name=f"{view.team}_snapshot",
         owners=spec.owners(view.owners, view.team),
         kinds={"parquet", "feast"},
         tags={"team": view.team, "stage": "snapshot"},
         code_version=view.code_version,
         metadata={"dagster/column_schema": spec.column_schema(view.columns), "feast/feature_view": feast_name(view)},
+        check_specs=spec.check_specs(key, CLAIMS, PROMISES),
     )
-    def snapshot(feast: FeastResource, lake: Lake) -> dg.MaterializeResult[Any]:
+    def snapshot(feast: FeastResource, lake: Lake) -> Iterator[Any]:
         rows = held_online(feast, view)
         path = lake.write(rows, key)
         metadata: dict[str, Any] = {
@@ -93,6 +97,15 @@ def snapshot_asset(view: FeatureView) -> dg.AssetsDefinition:
             "as_of": str(rows[EVENT_TIMESTAMP].max()),
             "path": dg.MetadataValue.path(str(path)),
         }
-        return dg.MaterializeResult(metadata=metadata, data_version=spec.data_version(rows))
+        yield dg.MaterializeResult(metadata=metadata, data_version=spec.data_version(rows))
+        yield spec.check_result(key, formats_agree(feast, view, rows.height))
 
     return snapshot
+
+
+def formats_agree(feast: FeastResource, view: FeatureView, keys: int) -> Claim:
+    """Both formats are read whole; a difference means that somebody wrote past the store."""
+    wrong = list(islice(feast.online_differences(feast_name(view)), EXAMPLES))
+    told = "; ".join(f"{name} of {key}: {ours!r} packed, {feasts!r} in Feast's" for key, name, ours, feasts in wrong)
+    reason = told or f"Both formats hold the same of {keys} keys"
+    return Claim("formats_agree", not wrong, reason, blocking=False, numbers={"keys_compared": keys})

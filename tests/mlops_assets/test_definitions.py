@@ -72,7 +72,7 @@ CHECKS: dict[str, AssetCheckSpec] = {
 }
 TABLES = {asset_key(item).to_user_string(): item for item in catalog.tables.values()}
 STAND_INS = [view.stand_in for view in catalog.views if view.stand_in]
-STAGES = {"sources", "features", "online", "labels"}
+STAGES = {"sources", "features", "online", "snapshot", "labels"}
 LINKS = {*TRAINING_LINKS, "predictions", "scores", "drift_report", "performance_report"}
 TABULAR = {*STAGES, "training_set", "predictions", "scores"}
 every_asset = pytest.mark.parametrize("key", sorted(SPECS))
@@ -161,15 +161,15 @@ def test_an_asset_can_be_understood_from_the_ui(key: str):
 
 @every_asset
 def test_a_key_is_the_team_and_what_is_published(key: str):
-    """`<team>/<table>`, `<team>/offline/<view>`, `<team>/online/<view>`, `<team>/<model>/<link>`; nothing else.
+    """`<team>/<table>`, `<team>/{offline,online,snapshot}/<view>`, `<team>/<model>/<link>`; nothing else.
 
     Dagster's graph shows the last part alone: it must say what the asset is.
     """
     team, *place, name = SPECS[key].key.path
     if stage(key) in ("sources", "labels"):
         assert not place and f"{team}/{name}" in catalog.tables
-    elif stage(key) in ("features", "online"):
-        assert place == ["offline" if stage(key) == "features" else "online"] and catalog.view(f"{team}/{name}")
+    elif stage(key) in ("features", "online", "snapshot"):
+        assert place == ["offline" if stage(key) == "features" else stage(key)] and catalog.view(f"{team}/{name}")
     else:
         assert name == stage(key) and catalog.model(f"{team}/{place[0]}") and len(place) == 1
 
@@ -189,7 +189,7 @@ def test_partitions_are_as_designed(key: str):
     spec = SPECS[key]
     if stage(key) in ("training_set", "candidate"):
         assert spec.partitions_def == catalog.model("/".join(spec.key.path[:2])).cutoffs
-    elif stage(key) in ("champion", "bento", "endpoint", "online"):
+    elif stage(key) in ("champion", "bento", "endpoint", "online", "snapshot"):
         assert spec.partitions_def is None
     elif stage(key) in LINKS:
         assert spec.partitions_def == catalog.model("/".join(spec.key.path[:2])).labels.partitions
@@ -206,10 +206,11 @@ def test_what_ages_has_a_freshness_policy(key: str):
 
 @every_asset
 def test_what_follows_by_itself(key: str):
-    """Sources are filled from outside and scores on demand; all else has a condition, named for the UI."""
+    """Sources are filled from outside, scores and snapshots on demand; all else has a condition, named for the UI."""
     expected = {
         "sources": None,
         "scores": None,
+        "snapshot": None,
         "training_set": "at_each_cutoff",
         "predictions": "after_midnight",
         "drift_report": "on_recent_arrival",

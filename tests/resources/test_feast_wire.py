@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resources import feast_wire
+from resources.online_rows import _column_texts
 from resources.packed_columns import layout_of, pack
 from resources.packed_row import NEVER, moment
 
@@ -107,6 +108,15 @@ def test_entity_keys_are_feasts(rows: list[tuple[Any, ...]]) -> None:
         for at, (name, kind) in enumerate(zip(names, kinds, strict=True))
     }
     assert feast_wire.entity_keys(columns) == expected
+
+
+@settings(max_examples=200, deadline=None)
+@given(values=st.lists(st.none() | st.floats() | st.integers(-9, 9).map(float), max_size=9), power=st.integers(-30, 30))
+def test_floats_are_shown_as_python_shows_them(values: list[float | None], power: int) -> None:
+    """As Feast's SQLite store writes them beside the bytes, with exponents and without."""
+    scaled = [value if value is None else value * 10.0**power for value in values]
+    expected = [None if value is None else str(value) for value in scaled]
+    assert _column_texts(pl.Series(scaled, dtype=pl.Float64), "DOUBLE") == expected
 
 
 PACKED = {kind: KINDS[kind] for kind in ("BOOL", "INT64", "DOUBLE", "STRING", "UNIX_TIMESTAMP", "STRING_LIST")}

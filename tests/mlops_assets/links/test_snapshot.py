@@ -28,7 +28,9 @@ def test_a_snapshot_is_the_offline_row_of_each_key_as_it_was_published(platform:
         return known.unique("origin", keep="last").sort("origin")
 
     def taken() -> tuple[pl.DataFrame, str]:
-        (event,) = platform.run("snapshot/weather_hourly", model=False).result.get_asset_materialization_events()
+        ran = platform.run("snapshot/weather_hourly", model=False)
+        assert ran.ok and not ran.failed, "Feast's own format agrees"
+        (event,) = ran.result.get_asset_materialization_events()
         tags = event.materialization.tags or {}
         return lake.scan(snapshot_key(weather_hourly)).collect(), tags["dagster/data_version"]
 
