@@ -225,6 +225,8 @@ def look_up(plan: FeaturePlan, store: Store, requests: Sequence[Mapping[str, Any
     All views are read in one round trip, a key asked many times once. A row newer than `at` or older than the
     view's ttl is not used: its cold start, or nulls, stand in for it, and a fallback says why.
     """
+    if not requests:  # rows that bring their own features need no store, least of all one that is away
+        return []
     known: list[dict[str, Any]] = [{**request, EVENT_TIMESTAMP: at} for request in requests]
     looked = [Looked([], {}, []) for _ in requests]
     asked = [[tuple(request[name] for name in view.join_keys) for request in requests] for view in plan.views]
