@@ -215,7 +215,7 @@ class Contender:
 
     def __init__(self, who: str, case: Case, limits: Mapping[str, float]) -> None:
         said = {"who": who, "directory": str(case.directory), "views": [vars(view) for view in case.views]}
-        memory = limits["memory"] if who in (DASK_STORE, DUCKDB_STORE) else 0
+        memory = limits["memory"] if who == DASK_STORE else 0  # the one that takes all there is
         command = [
             sys.executable,
             "-m",
@@ -259,7 +259,8 @@ class Contender:
         ready = answers and select.select([answers.fileno()], [], [], limit)[0]
         if answers and ready and (line := answers.readline()):
             return dict(json.loads(line))
-        last = self._said.read_text().strip().rpartition("\n")[2]
+        lines = self._said.read_text().strip().splitlines()
+        last = next((line for line in reversed(lines) if "Error" in line), lines[-1] if lines else "nothing said")
         self.result = replace(self.result, stopped=f"ended: {last[:70]}" if ready else f"stopped after {limit:.0f} s")
         self.end()
         return {}
