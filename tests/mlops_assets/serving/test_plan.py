@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mlops_assets import (
@@ -225,6 +225,7 @@ def test_on_demand_features_are_computed_from_what_was_looked_up_and_asked(store
     assert found == [[200.0, 45.0, 2000.0, 12], [200.0, 50.0, 200.0, 12], [200.0, None, None, 12]]
 
 
+@settings(deadline=None)  # Polars starts its threads with the first example
 @given(
     st.lists(st.tuples(st.none() | st.floats(-100, 100), st.none() | st.floats(0, 100), st.floats(0, 5000)), min_size=1)
 )
