@@ -37,6 +37,7 @@ CODE = (  # what the serving process imports, relative to the project
     "resources/environment.py",
     "resources/packed_row.py",
     "resources/packed_store.py",
+    "resources/redis_wire.py",
     "resources/releases.py",
 )
 PROJECT = Path(__file__).resolve().parents[1]

@@ -6,6 +6,7 @@ event time has come and leaves, for readers, when its ttl is over.
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -16,7 +17,7 @@ from mlops_assets.claims import Claim
 from mlops_assets.declarations import EVENT_TIMESTAMP, FeatureView
 from mlops_assets.feast_objects import feast_name
 from mlops_assets.links import spec
-from resources.feast import FeastResource
+from resources.feast import FeastResource, Progress
 from resources.lake import Lake
 
 if TYPE_CHECKING:
@@ -74,10 +75,15 @@ def recent(lake: Lake, view: FeatureView, as_of: datetime | None) -> "pl.LazyFra
     return lake.scan(key, [name for name in partitions if first <= name <= last] or [first, last])
 
 
-def publish_online(feast: FeastResource, lake: Lake, view: FeatureView, as_of: datetime | None) -> "pl.DataFrame":
-    """Bring the online stores to `as_of`; what the asset and the replay of a stream both call."""
+def publish_online(
+    feast: FeastResource, lake: Lake, view: FeatureView, as_of: datetime | None, progress: Progress | None = None
+) -> "pl.DataFrame":
+    """Bring the online stores to `as_of`; what the asset and the replay of a stream both call.
+
+    `progress` is told the keys done and the keys in all, chunk by chunk.
+    """
     rows = newest_rows(recent(lake, view, as_of), view, as_of)
-    feast.write_online(feast_name(view), rows)
+    feast.write_online(feast_name(view), rows, progress=progress)
     return rows
 
 
@@ -98,10 +104,10 @@ def online_asset(view: FeatureView, catalog: Catalog) -> dg.AssetsDefinition:
         automation_condition=spec.on_arrival(),
         check_specs=spec.check_specs(key, CLAIMS, PROMISES),
     )
-    def online(config: AsOf, feast: FeastResource, lake: Lake) -> Iterator[Any]:
+    def online(context: dg.AssetExecutionContext, config: AsOf, feast: FeastResource, lake: Lake) -> Iterator[Any]:
         as_of = config.moment()
         feast.apply(feast_objects.compile(catalog.views, catalog.models.values(), lake))
-        rows = publish_online(feast, lake, view, as_of)
+        rows = publish_online(feast, lake, view, as_of, partial(context.log.info, "%d of %d keys published"))
         yield dg.MaterializeResult(
             metadata={
                 "dagster/row_count": rows.height,
