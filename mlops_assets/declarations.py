@@ -84,11 +84,32 @@ class Entity:
         return self.dtype if self.dtype.description else replace(self.dtype, description=self.description)
 
 
-@dataclass(frozen=True)
-class _Table:
-    """What every published table has: a team and a name, a schema, partitions, and how it is computed."""
+class _Computed:
+    """What every declared function has: a kind, a team, a name, and inputs that its parameters name."""
 
     kind: ClassVar[str]
+    name: str
+    team: str
+    compute: Callable[..., Any]
+
+    @property
+    def id(self) -> str:
+        """`<team>/<name>`, the name used in references, errors and paths."""
+        return f"{self.team}/{self.name}"
+
+    @property
+    def title(self) -> str:
+        return f"{self.kind} '{self.id}'"
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """What it reads (a table: tables of the same team), named by the parameters of its function."""
+        return tuple(inspect.signature(self.compute).parameters)
+
+
+@dataclass(frozen=True)
+class _Table(_Computed):
+    """What every published table has: a team and a name, a schema, partitions, and how it is computed."""
 
     name: str
     team: str
@@ -109,20 +130,6 @@ class _Table:
             raise DeclarationError.of(
                 self.title, "lookback", self.lookback, "zero or more", "Give a positive duration."
             )
-
-    @property
-    def id(self) -> str:
-        """`<team>/<name>`, the name used in references, errors and paths."""
-        return f"{self.team}/{self.name}"
-
-    @property
-    def title(self) -> str:
-        return f"{self.kind} '{self.id}'"
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The tables it reads, named by the parameters of its function (same team)."""
-        return tuple(inspect.signature(self.compute).parameters)
 
     def __call__(self, *frames: pl.LazyFrame) -> pl.LazyFrame:
         """The pure function, so that it is tested by calling it."""
@@ -303,7 +310,7 @@ class ComputedSelection(FeatureSelection):
 
 
 @dataclass(frozen=True)
-class OnDemandView:
+class OnDemandView(_Computed):
     """Features computed when they are asked for, from stored features and from what only the caller knows.
 
     The function's parameters name its inputs: features of the views in `reads`, request features of the label
@@ -330,6 +337,10 @@ class OnDemandView:
             raise DeclarationError.of(
                 self.title, "schema", dict(self.schema), "at least one column, no arrays", "Name its columns and types."
             )
+        if computed := [item.view.id for item in self.reads if isinstance(item, ComputedSelection)]:
+            raise DeclarationError.of(
+                self.title, "reads", computed, "feature views and label tables", "Read what that view reads."
+            )
         known = self._known
         if unknown := [name for name in self.inputs if name not in known]:
             raise DeclarationError.of(
@@ -350,18 +361,6 @@ class OnDemandView:
             raise DeclarationError.of(
                 self.title, "function", str(error), "expressions on each row", error.fix
             ) from error
-
-    @property
-    def id(self) -> str:
-        return f"{self.team}/{self.name}"
-
-    @property
-    def title(self) -> str:
-        return f"{self.kind} '{self.id}'"
-
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        return tuple(inspect.signature(self.compute).parameters)
 
     @property
     def _known(self) -> dict[str, Field]:

@@ -108,6 +108,7 @@ def computing(expression: Callable[[pl.Expr], Any]) -> Callable[..., Any]:
             lambda: view(computing(lambda wind: wind.map_batches(lambda rows: rows)), schema={"push": Float64}),
             r"calls a Python function.*Use Polars expressions",
         ),
+        (lambda: view(reads=(view().selection,)), r"reads is \['test/felt'\] \(allowed: feature views and label"),
         (lambda: view(reads=(weather.selection, weather.selection)), r"reads is \['gusts', 'sky', 'wind'\]"),
         (lambda: model(view(), view()), r"features is \['push', 'rough', 'where', 'hour'\].*distinct names"),
         (lambda: Catalog.of([arrivals, model(view())]), r"features is 'test/felt'.*Declare it at the top level"),
