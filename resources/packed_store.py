@@ -36,6 +36,7 @@ Key = tuple[Any, ...]
 Row = tuple[Key, int, Mapping[str, Any]]
 Item = TypeVar("Item")
 TABLE = re.compile(r"[a-z][a-z0-9_]*")
+MANY = 4  # rows from which on they are cheaper read at once
 SCHEMES = ("sqlite:///<path>", "redis://<host>:<port>/<db>", "rediss://<host>:<port>/<db>")
 
 
@@ -132,7 +133,7 @@ class Readings(dict[bytes, Reading]):
     def read(self, rows: Sequence[bytes | None]) -> Sequence[Found | None]:
         """In order; rows of one layout are read at once, since most tables have but one."""
         held = [row for row in rows if row is not None]
-        found = self[held[0][16:24]].read_all(held) if held else []
+        found = self[held[0][16:24]].read_all(held) if len(held) >= MANY else None
         if found is None:
             found = [self[row[16:24]].read(row) for row in held]
         if len(held) == len(rows):

@@ -78,10 +78,8 @@ class RedisWire:
         return answers
 
     def _checked(self, answers: list[Any]) -> list[Any]:
-        import hiredis
-
         for answer in answers:
-            if isinstance(answer, hiredis.ReplyError):
+            if isinstance(answer, Exception):  # hiredis gives an error reply as one
                 if str(answer).startswith(("LOADING", "TRYAGAIN", "MASTERDOWN")):
                     raise ConnectionError(str(answer))  # not ready yet
                 raise RedisRefusedError.of(self.where, answer)
