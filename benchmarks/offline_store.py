@@ -129,7 +129,8 @@ def grid_cases(directory: Path, full: bool, sizes: Sequence[int] = (10_000, 327_
         for count in (1, 5, 20):
             if full or (size, count) in corners:
                 who = EVERYONE if full else (OURS, BARE)
-                cases.append(Case(f"{size:,} labels, {count} views", below, size, views[:count], who, 3))
+                rounds = 3 if size > sizes[1] else 7
+                cases.append(Case(f"{size:,} labels, {count} views", below, size, views[:count], who, rounds))
     return cases
 
 
@@ -149,7 +150,7 @@ def history_cases(directory: Path, rows: int = 1_000_000, labels: int = 100_000)
         table.write_parquet(below / "history.parquet")
         _with_labels(below, _numbered(table.drop("x").gather_every(rows // labels)))
         view = View("history", str(below / "history.parquet"), ("key",), 0, ("x",))
-        made.append(Case(f"{rows // entities:,} rows an entity", below, labels, (view,), PEERS, 3))
+        made.append(Case(f"{rows // entities:,} rows an entity", below, labels, (view,), PEERS, 5))
     return made
 
 
