@@ -111,9 +111,11 @@ def test_the_feast_command_line_works_in_its_folder_and_from_the_root(
 
     command = [str(Path(sys.executable).with_name("feast")), "apply"]
     applied = subprocess.run(command, cwd=YAML.parent, capture_output=True, text=True, check=True)
-    assert "feature service flights__late_arrival" in applied.stdout
+    assert "Deploying infrastructure for flights__weather_hourly" in applied.stdout
     assert "WARNING" not in applied.stderr
     monkeypatch.chdir(PROJECT)
     listed = CliRunner().invoke(cli, ["-c", "feature_assets", "feature-views", "list"], catch_exceptions=False)
     assert "flights__weather_hourly" in listed.output
+    services = CliRunner().invoke(cli, ["-c", "feature_assets", "feature-services", "list"], catch_exceptions=False)
+    assert "flights__late_arrival" in services.output
     assert sorted(path.name for path in (home / "feast").glob("*.db")) == ["online_store.db", "registry.db"]
