@@ -34,6 +34,7 @@ from polars.testing import assert_frame_equal
 from rich.table import Table
 
 from benchmarks.harness import Figure, Measurement
+from resources.environment import PROJECT
 from resources.point_in_time import ViewFrame, naive_join
 
 GIBIBYTE = 2**30
@@ -228,7 +229,13 @@ class Contender:
         self._said = case.directory / f"{_slug(who)}.err"
         with self._said.open("wb") as trouble:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=trouble, bufsize=0
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=trouble,
+                bufsize=0,
+                cwd=case.directory,  # where DuckDB leaves gigabytes when it is stopped
+                env={**os.environ, "PYTHONPATH": str(PROJECT)},
             )
         self.result = Result()
         self._answer(self._limit + 60)  # to be imported takes Feast ten seconds, more on a busy machine
