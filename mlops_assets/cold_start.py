@@ -49,6 +49,12 @@ def cold_start_view(view: FeatureView) -> FeatureView | None:
     )
 
 
+def stood_for(column: str, view: FeatureView) -> set[str]:
+    """The columns of the view that a column of its stand-in is made from."""
+    weight = {view.cold_start.by} if isinstance(view.cold_start, Popularity) else set()
+    return {EVENT_TIMESTAMP} if column == EVENT_TIMESTAMP else {EVENT_TIMESTAMP, column, *weight}
+
+
 def _said(kind: MeanOverEntities | Popularity) -> str:
     weight = f"weighted by {kind.by}" if isinstance(kind, Popularity) else "all alike"
     return f"the average of its rows of the last {kind.window.days} days, {weight}"

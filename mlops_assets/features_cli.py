@@ -64,7 +64,7 @@ def listed(context: typer.Context, as_json: Json = False) -> None:
 
 @features.command()
 def search(
-    text: Annotated[str, typer.Argument(help="Words, all of which must match; a misspelt one finds the nearest")],
+    words: Annotated[list[str], typer.Argument(help="All of them must match; a misspelt one finds the nearest")],
     as_json: Json = False,
 ) -> None:
     """Views and features by name, meaning, unit, owner or entity; best first."""
@@ -74,6 +74,7 @@ def search(
     from mlops_assets.discovery.card import entries
     from mlops_assets.discovery.search import Index
 
+    text = " ".join(words)
     found = Index(entries(gather())).search(text)
     if as_json:
         entries_found = [

@@ -93,7 +93,7 @@ def online_asset(view: FeatureView, catalog: Catalog) -> dg.AssetsDefinition:
     @dg.asset(
         key=key,
         deps=[asset_key(view)],
-        description=f"The newest row per {', '.join(view.join_keys)} of {view.title}, for endpoints and Feast clients.",
+        description=f"{_newest(view)} of {view.title}, for endpoints and Feast clients.",
         group_name=f"{view.team}_online",
         owners=spec.owners(view.owners, view.team),
         kinds={"feast"},
@@ -120,6 +120,10 @@ def online_asset(view: FeatureView, catalog: Catalog) -> dg.AssetsDefinition:
         yield spec.check_result(key, within_ttl(view, rows, as_of))
 
     return online
+
+
+def _newest(view: FeatureView) -> str:
+    return f"The newest row per {', '.join(view.join_keys)}" if view.join_keys else "The newest row"
 
 
 def newest_row_present(feast: FeastResource, view: FeatureView, rows: "pl.DataFrame") -> Claim:

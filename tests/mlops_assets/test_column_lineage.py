@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from polars.testing import assert_frame_equal
 
-from mlops_assets import Entity, Float64, Int64, String, UnixTimestamp, feature_view, source
+from mlops_assets import Entity, Float64, Int64, Popularity, String, UnixTimestamp, feature_view, source
 from mlops_assets.catalog import Catalog, gather
 from mlops_assets.claims import columns_of, conform
 from mlops_assets.column_lineage import Column, UnknownLineageError, as_dagster, column_lineage, told
@@ -303,3 +303,21 @@ def test_dagster_gets_the_lineage_by_asset_key():
     shown = as_dagster(lineage, catalog).deps_by_column["aircraft_seats"]
     assert dg.TableColumnDep(dg.AssetKey(["flights", "raw_planes"]), "seats") in shown
     assert {dep.asset_key.to_user_string() for dep in shown} == {"flights/raw_flights", "flights/raw_planes"}
+
+
+def test_a_stand_in_comes_from_the_same_column_of_its_view():
+    """And from the time that places it, and from what weighs it."""
+
+    def made_view(orders: pl.LazyFrame) -> pl.LazyFrame:
+        return orders.rename({"amount": "spent", "cost": "paid"})
+
+    view = feature_view(
+        team="shops", entities=[shop], schema={"spent": Float64, "paid": Float64}, cold_start=Popularity(by="paid")
+    )(made_view)
+    assert view.stand_in is not None
+    lineage = column_lineage(view.stand_in, Catalog.of([orders, view]))
+    assert {name: {str(column) for column in columns} for name, columns in lineage.items()} == {
+        "event_timestamp": {"shops/made_view:event_timestamp"},
+        "spent": {"shops/made_view:event_timestamp", "shops/made_view:spent", "shops/made_view:paid"},
+        "paid": {"shops/made_view:event_timestamp", "shops/made_view:paid"},
+    }
