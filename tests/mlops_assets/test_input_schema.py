@@ -142,8 +142,7 @@ def test_an_array_is_as_many_numbers_as_it_is_long(values) -> None:
     assert one.shape == (len(values), 6)
     np.testing.assert_array_equal(one, other)
     for row, given in zip(one, values, strict=True):
-        wanted = [math.nan] * 3 if given[1] is None else [math.nan if value is None else value for value in given[1]]
-        np.testing.assert_array_equal(row[1:4], np.array(wanted, "f4"))
+        np.testing.assert_array_equal(row[1:4], np.array(given[1] or [None] * 3, "f4"))
 
 
 @pytest.mark.parametrize("array", [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0], 1.0, "abc", [1.0, "2", 3.0], [[1.0], 2.0, 3.0]])
