@@ -141,8 +141,8 @@ def test_an_array_is_as_many_numbers_as_it_is_long(values) -> None:
     one, other = schema.encode(values), schema.encode_frame(frame)
     assert one.shape == (len(values), 6)
     np.testing.assert_array_equal(one, other)
-    for row, given in zip(one, values, strict=True):
-        np.testing.assert_array_equal(row[1:4], np.array(given[1] or [None] * 3, "f4"))
+    for row, value in zip(one, values, strict=True):
+        np.testing.assert_array_equal(row[1:4], np.array(value[1] or [None] * 3, "f4"))
 
 
 @pytest.mark.parametrize("array", [[1.0, 2.0], [1.0, 2.0, 3.0, 4.0], 1.0, "abc", [1.0, "2", 3.0], [[1.0], 2.0, 3.0]])
