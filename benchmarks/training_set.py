@@ -1,8 +1,8 @@
 """The training set of every labelled flight of the year with every feature view, against a bare Polars chain.
 
 Ours is what the training_set asset calls. The peer is what somebody would write by hand: `join_asof`
-after `join_asof`, sorted by time, with each view's ttl as tolerance, and no guard at all. Both give the
-very same table, row for row. Used at run time only: Polars is imported at once.
+after `join_asof`, sorted by time, with each view's ttl as tolerance, what stands in for missing rows after it, and
+no guard at all. Both give the very same table, row for row. Used at run time only: Polars is imported at once.
 """
 
 from __future__ import annotations
@@ -19,8 +19,14 @@ from feature_assets.flights.entities import daily
 from feature_assets.flights.sources import all_flights, all_weather, raw_planes
 from mlops_assets.catalog import Table, asset_key, gather
 from mlops_assets.claims import conform
-from mlops_assets.declarations import EVENT_TIMESTAMP, ModelPipeline
-from mlops_assets.links.training_set import point_in_time_rows
+from mlops_assets.declarations import EVENT_TIMESTAMP, ModelPipeline, StoredSelection
+from mlops_assets.links.training_set import (
+    added_columns,
+    cold_start_name,
+    cold_start_used,
+    point_in_time_rows,
+    stored_views,
+)
 from resources.lake import Lake, split_by_window
 
 MODEL = "flights/late_arrival"
@@ -60,15 +66,28 @@ def figure(name: str, model: ModelPipeline, given: Frames, rounds: int) -> Figur
 def bare_rows(model: ModelPipeline, given: Frames) -> pl.DataFrame:
     joined = given["spine"].sort(EVENT_TIMESTAMP)
     for item in model.selections:
-        view = given[f"view_{item.view.name}"].sort(EVENT_TIMESTAMP)
+        view = given[f"view_{item.view.name}"].sort(EVENT_TIMESTAMP).with_columns(seen=True)
         by, ttl = list(item.view.join_keys), item.view.ttl
         joined = joined.join_asof(view, on=EVENT_TIMESTAMP, by=by, tolerance=ttl, check_sortedness=False)
-    return joined.collect()
+        if item.view.stand_in:
+            joined = bare_stand_in(joined, item, given[f"view_{item.view.stand_in.name}"])
+        joined = joined.drop("seen")
+    return joined.select(*given["spine"].collect_schema(), *added_columns(model)).collect()
+
+
+def bare_stand_in(joined: pl.LazyFrame, item: StoredSelection, rows: pl.LazyFrame) -> pl.LazyFrame:
+    """Where the view had no row, the newest row of what stands in for it."""
+    named = rows.sort(EVENT_TIMESTAMP).rename({name: cold_start_name(name) for name in item.features})
+    cold = pl.col("seen").is_null()
+    return joined.join_asof(named, on=EVENT_TIMESTAMP, check_sortedness=False).with_columns(
+        cold.alias(cold_start_used(item.view)),
+        *(pl.when(cold).then(cold_start_name(name)).otherwise(name).alias(name) for name in item.features),
+    )
 
 
 def tables(model: ModelPipeline) -> dict[str, Table]:
     """The tables that the training set reads, by the name under which it asks for them."""
-    return {"spine": model.labels, **{f"view_{item.view.name}": item.view for item in model.selections}}
+    return {"spine": model.labels, **stored_views(model)}
 
 
 def frames(model: ModelPipeline, days: tuple[date, date]) -> dict[str, pl.LazyFrame]:
@@ -78,10 +97,10 @@ def frames(model: ModelPipeline, days: tuple[date, date]) -> dict[str, pl.LazyFr
         "raw_weather": _since(all_weather(), "observed_at", days),
         "raw_planes": raw_planes.compute(),
     }
-    made = {
-        name: conform(table.compute(*(raw[source] for source in table.inputs)), table)
-        for name, table in tables(model).items()
-    }
+    made: dict[str, pl.DataFrame] = {}
+    for name, table in tables(model).items():
+        read = [raw[source] if source in raw else made[f"view_{source}"].lazy() for source in table.inputs]
+        made[name] = conform(table.compute(*read), table)
     return {name: _since(rows, EVENT_TIMESTAMP, days).collect().lazy() for name, rows in made.items()}
 
 
