@@ -132,7 +132,7 @@ def parity(
 ) -> None:
     """Replay a model's requests offline: each feature that the endpoint reads otherwise than training would."""
     from mlops_assets.catalog import gather
-    from mlops_assets.parity import COLUMNS, feature_parity, here
+    from mlops_assets.parity.report import COLUMNS, feature_parity, here
 
     pipeline = gather().model(model)
     report = here(pipeline, now_only=now)

@@ -35,9 +35,10 @@ CODE = (  # what the serving process imports, relative to the project
     "resources/__init__.py",
     "resources/bentos.py",
     "resources/environment.py",
-    "resources/packed_row.py",
-    "resources/packed_store.py",
-    "resources/redis_wire.py",
+    "resources/online/__init__.py",
+    "resources/online/packed_row.py",
+    "resources/online/packed_store.py",
+    "resources/online/redis_wire.py",
     "resources/releases.py",
 )
 PROJECT = Path(__file__).resolve().parents[1]

@@ -1,6 +1,6 @@
 """Feast as a resource: its registry, and rows published online in its own format and packed beside it.
 
-    <home>/feast/registry.db      online_store.db, or Redis: Feast's format and `resources.packed_store`'s
+    <home>/feast/registry.db      online_store.db, or Redis: Feast's format and `resources.online.packed_store`'s
 
 `feature_assets/feature_store.yaml` configures it, for the command line and for us alike. The rule that must never
 break: an older event never replaces a newer one, and what plain Feast reads is what the endpoint reads.
@@ -23,16 +23,16 @@ from filelock import FileLock
 from pydantic import PrivateAttr
 
 from resources.environment import PROJECT, home
-from resources.packed_row import TIMES
-from resources.packed_store import PackedStore, online_store_url
+from resources.online.packed_row import TIMES
+from resources.online.packed_store import PackedStore, online_store_url
 
 if TYPE_CHECKING:
     import feast
     import polars as pl
 
-    from resources.online_agreement import Difference
-    from resources.online_rows import OnlineView
-    from resources.online_store import NewestWins
+    from resources.online.agreement import Difference
+    from resources.online.feast_store import NewestWins
+    from resources.online.rows import OnlineView
 
 REPOSITORY = PROJECT / "feature_assets"
 ROWS_AT_ONCE = 20_000  # of a publication: what a kill may cost, and what is in memory twice
@@ -144,7 +144,7 @@ class FeastResource(dg.ConfigurableResource[Any]):
         """
         if not keys:
             return []
-        from resources.online_store import reading_at
+        from resources.online.feast_store import reading_at
 
         view, store = self._online(table), self.store()
         with reading_at(at):
@@ -167,7 +167,7 @@ class FeastResource(dg.ConfigurableResource[Any]):
         Nothing, unless somebody wrote past this store. The feature `event_timestamp` stands for the time; Feast
         knows whole seconds of times, and so does this.
         """
-        from resources.online_agreement import differences, feast_rows
+        from resources.online.agreement import differences, feast_rows
 
         read = feast_rows(self.store(), self._view(table))
         rows = self.packed().rows(self._online(table).table)
@@ -203,7 +203,7 @@ class FeastResource(dg.ConfigurableResource[Any]):
     def _online(self, table: str) -> "OnlineView":
         """What publishing a view takes, looked up once."""
         if table not in self._views:
-            from resources.online_rows import OnlineView
+            from resources.online.rows import OnlineView
 
             self._views[table] = OnlineView.of(self.store().config, self._view(table))
         return self._views[table]
@@ -217,7 +217,7 @@ class FeastResource(dg.ConfigurableResource[Any]):
 
         import polars as pl
 
-        from resources.online_rows import beside_frame, packed_batch
+        from resources.online.rows import beside_frame, packed_batch
 
         store, batch = self.packed(), packed_batch(view, part)
         (held,) = store.fetch([(view.table, batch.keys)])

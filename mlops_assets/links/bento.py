@@ -11,13 +11,13 @@ from typing import Any
 
 import dagster as dg
 
-from mlops_assets import parity
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.links import spec
-from mlops_assets.parity import Report
+from mlops_assets.parity import report as parity
+from mlops_assets.parity.replay import plan_of, published_as_of
+from mlops_assets.parity.report import Report
 from mlops_assets.promotion import PARITY, PASSED, REFUSED, Promotion
-from mlops_assets.replay import plan_of, published_as_of
 from resources.bentos import BentoStore
 from resources.champions import ALIAS
 from resources.feast import FeastResource

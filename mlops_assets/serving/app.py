@@ -40,7 +40,7 @@ from mlops_assets.serving.request import (
     request_id,
 )
 from resources.bentos import BentoStore
-from resources.packed_store import OnlineStoreUnavailableError, PackedStore, online_store_url
+from resources.online.packed_store import OnlineStoreUnavailableError, PackedStore, online_store_url
 from resources.releases import ReleaseStore, Variant
 
 INLINE_ROWS = 32  # more than a thread hop costs; beyond it the event loop would keep others waiting

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from mlops_assets.fields import TypeName
 from mlops_assets.serving.transform import Transform
-from resources.packed_store import TableRead
+from resources.online.packed_store import TableRead
 
 if TYPE_CHECKING:
     from mlops_assets.declarations import Entity, ModelPipeline, StoredSelection
@@ -30,13 +30,13 @@ Found = tuple[int, Sequence[Any]]  # event time in microseconds, values in the o
 
 
 class Reader(Protocol):
-    """Reads the tables it was made for, in one round trip; `resources.packed_store.Reader` is one."""
+    """Reads the tables it was made for, in one round trip; `resources.online.packed_store.Reader` is one."""
 
     def read(self, keys: Sequence[Sequence[Key]], /) -> Sequence[Sequence[Found | None]]: ...
 
 
 class Store(Protocol):
-    """Where the newest row per key is found; `resources.packed_store.PackedStore` is one."""
+    """Where the newest row per key is found; `resources.online.packed_store.PackedStore` is one."""
 
     def reader(self, reads: Sequence[TableRead], /) -> Reader: ...
 

@@ -29,7 +29,7 @@ from resources.environment import (
     prepare_home,
     resources_for,
 )
-from resources.packed_store import online_store_url
+from resources.online.packed_store import online_store_url
 
 ADDRESSES = {
     POSTGRES.variable: "postgresql+psycopg2://user:hunter2@db:5432/dagster",

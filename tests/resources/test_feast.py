@@ -19,7 +19,7 @@ from mlops_assets import Bool, Entity, Float64, Int64, String, UnixTimestamp
 from mlops_assets.declarations import FeatureView
 from resources.feast import FeastResource, Published, UnknownViewError
 from resources.lake import Lake
-from resources.packed_store import PackedStore
+from resources.online.packed_store import PackedStore
 
 if TYPE_CHECKING:
     import feast

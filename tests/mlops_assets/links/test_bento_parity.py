@@ -19,7 +19,7 @@ from feature_assets.flights.weather import weather_hourly
 from mlops_assets.catalog import asset_key
 from mlops_assets.demo import departures
 from mlops_assets.links.bento import judged
-from mlops_assets.parity import differences, here
+from mlops_assets.parity.report import differences, here
 from mlops_assets.promotion import NotPromotableError
 from resources.lake import Lake
 

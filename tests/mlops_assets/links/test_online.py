@@ -15,7 +15,7 @@ from feature_assets.flights.weather import weather_hourly
 from mlops_assets.catalog import asset_key
 from mlops_assets.links.online import AsOf, newest_rows, within_ttl
 from mlops_assets.links.training_set import view_frames
-from resources.packed_store import SqlitePackedStore
+from resources.online.packed_store import SqlitePackedStore
 from resources.point_in_time import naive_join
 
 if TYPE_CHECKING:

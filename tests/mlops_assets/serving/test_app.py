@@ -19,7 +19,7 @@ from mlops_assets.serving.openapi import example
 from mlops_assets.serving.plan import microseconds
 from mlops_assets.serving.prediction_log import PredictionLog
 from mlops_assets.serving.releases import OneRelease
-from resources.packed_store import PackedStore
+from resources.online.packed_store import PackedStore
 
 PREDICT = "/flights/late_arrival/predict"
 NOON = datetime(2013, 4, 1, 12, tzinfo=UTC)

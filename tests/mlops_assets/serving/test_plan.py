@@ -38,7 +38,7 @@ from mlops_assets.serving.plan import (
     moment_of,
 )
 from mlops_assets.trainers import XGBoostClassifier
-from resources.packed_store import PackedStore
+from resources.online.packed_store import PackedStore
 
 NOON = datetime(2013, 4, 1, 12, tzinfo=UTC)
 WEATHER = ViewRead("flights/weather", "flights__weather", ("origin",), ("temp", "wind"), ttl_seconds=10800)

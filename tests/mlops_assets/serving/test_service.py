@@ -22,7 +22,7 @@ from mlops_assets.serving.bundle import Release
 from mlops_assets.serving.plan import microseconds
 from mlops_assets.serving.prediction_log import PredictionLog
 from resources.bentos import BentoStore
-from resources.packed_store import PackedStore, online_store_url
+from resources.online.packed_store import PackedStore, online_store_url
 from resources.releases import ReleaseStore
 
 MODEL = "flights/late_arrival"

@@ -83,7 +83,7 @@ class Sensors:
 
     def online(self, keys: str = "abc") -> dict[str, list[tuple[int, Mapping[str, Any]] | None]]:
         """Every view as the endpoint reads it."""
-        from resources.packed_store import PackedStore, online_store_url
+        from resources.online.packed_store import PackedStore, online_store_url
 
         store = PackedStore.open(online_store_url())
         names = {view.name: f"sensors__{view.name}" for view in self.module.VIEWS}

@@ -21,7 +21,7 @@ from mlops_assets.catalog import Catalog, asset_key
 from mlops_assets.claims import conform
 from mlops_assets.streaming import ingest, produce
 from resources.lake import Lake
-from resources.packed_store import PackedStore, online_store_url
+from resources.online.packed_store import PackedStore, online_store_url
 from resources.streams import StreamUnreachableError
 
 WEATHER = "flights/raw_weather"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from resources.online_rows import OnlineView, python_value
-from resources.packed_row import moment, to_json
+from resources.online.packed_row import moment, to_json
+from resources.online.rows import OnlineView, python_value
 
 if TYPE_CHECKING:
     import feast

@@ -39,13 +39,13 @@ from mlops_assets import (
 )
 from mlops_assets.catalog import asset_key
 from mlops_assets.links.online import newest_rows, recent
-from mlops_assets.parity import Report, alike, differences, feature_parity, features_in_time
+from mlops_assets.parity.report import Report, alike, differences, feature_parity, features_in_time
 from mlops_assets.serving.plan import FeaturePlan, Looked, look_up, microseconds
 from mlops_assets.serving.prediction_log import Answered, PredictionLog
 from mlops_assets.trainers import XGBoostClassifier
 from resources.bentos import BentoStore
 from resources.lake import Lake, NotMaterializedError
-from resources.packed_store import PackedStore
+from resources.online.packed_store import PackedStore
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 START = datetime(2013, 7, 1, tzinfo=UTC)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from resources.packed_row import Code, Layout, to_json
+from resources.online.packed_row import Code, Layout, to_json
 
 if TYPE_CHECKING:
     import polars as pl

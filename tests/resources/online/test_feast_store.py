@@ -365,7 +365,7 @@ def test_a_redis_url_becomes_feasts_own_configuration(
     ],
 )
 def test_options_that_packed_rows_cannot_honour_are_refused(url: str, options: dict[str, Any], named: str) -> None:
-    from resources.online_store import HomeOnlineStoreConfig, UnsupportedOptionError
+    from resources.online.feast_store import HomeOnlineStoreConfig, UnsupportedOptionError
 
     with pytest.raises(UnsupportedOptionError, match=f"{named} cannot be used.*Leave it out"):
         HomeOnlineStoreConfig(url=url, **options)

@@ -1,9 +1,9 @@
 """The parity gate: are the features that the endpoint uses those that training would have read?
 
-A `Report` compares, value for value, the online inputs of some requests (`mlops_assets.replay`) with the
+A `Report` compares, value for value, the online inputs of some requests (`mlops_assets.parity.replay`) with the
 point-in-time rows of the current declaration at each request's own moment, and names every difference with both
-values and its likeliest cause (`mlops_assets.skew`). The Bento's blocking check and `mlops features parity` read it.
-Two values are alike when a reader could not tell them apart: NaN is null, a time is its ISO text.
+values and its likeliest cause (`mlops_assets.parity.skew`). The Bento's blocking check and `mlops features parity`
+read it. Two values are alike when a reader could not tell them apart: NaN is null, a time is its ISO text.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from mlops_assets.catalog import asset_key
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import EVENT_TIMESTAMP, FeatureView, ModelPipeline
 from mlops_assets.links.training_set import point_in_time_rows, stored_views
-from mlops_assets.replay import Request, logged, plan_of, published_as_of, sampled
+from mlops_assets.parity.replay import Request, logged, plan_of, published_as_of, sampled
+from mlops_assets.parity.skew import Cause, Evidence, Mismatch, causes, event_time, other_times
 from mlops_assets.serving.plan import FeaturePlan
-from mlops_assets.skew import Cause, Evidence, Mismatch, causes, event_time, other_times
 
 if TYPE_CHECKING:
     import polars as pl
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlops_assets.serving.prediction_log import PredictionLog
     from resources.bentos import BentoStore
     from resources.lake import Lake
-    from resources.packed_store import PackedStore
+    from resources.online.packed_store import PackedStore
 
 Origin = Literal["logged answers", "sampled events", "nothing"]
 CHECK, IN_TIME = "feature_parity", "features_in_time"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mlops_assets.catalog import asset_key
 from mlops_assets.declarations import EVENT_TIMESTAMP, ComputedSelection, FeatureView, ModelPipeline
-from mlops_assets.replay import Request, keys_of, written_at
+from mlops_assets.parity.replay import Request, keys_of, written_at
 from mlops_assets.serving.plan import FeaturePlan, Key, ViewRead, microseconds, moment_of
 from mlops_assets.serving.transform import Transform
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from resources.lake import Lake
-    from resources.packed_store import PackedStore
+    from resources.online.packed_store import PackedStore
 
 PUBLICATION = timedelta(hours=1)  # how long a row may take from the lake to the online store
 NEVER = datetime.max.replace(tzinfo=UTC)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from resources import redis_wire
-from resources.packed_store import OnlineStoreUnavailableError, PackedStore, TableRead
-from resources.redis_wire import RedisRefusedError, RedisWire
+from resources.online import redis_wire
+from resources.online.packed_store import OnlineStoreUnavailableError, PackedStore, TableRead
+from resources.online.redis_wire import RedisRefusedError, RedisWire
 
 if TYPE_CHECKING:
     from conftest import RedisServer

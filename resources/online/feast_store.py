@@ -30,9 +30,9 @@ from feast.utils import _utc_now
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
-from resources.online_rows import OnlineView, Proto, proto_batch, sqlite_schema, sqlite_table
-from resources.packed_store import OnlineStoreUnavailableError, PackedStore, online_store_url
-from resources.redis_wire import LONGEST_PAUSE, PAUSE, TRIES, RedisWire
+from resources.online.packed_store import OnlineStoreUnavailableError, PackedStore, online_store_url
+from resources.online.redis_wire import LONGEST_PAUSE, PAUSE, TRIES, RedisWire
+from resources.online.rows import OnlineView, Proto, proto_batch, sqlite_schema, sqlite_table
 
 Clock = Callable[[], datetime | None]
 _clock: ContextVar[Clock] = ContextVar("_clock", default=_utc_now)
@@ -147,7 +147,9 @@ def _response(rest: Sequence[Any], named: dict[str, Any]) -> Any:
 class PackedSqliteOnlineStoreConfig(SqliteOnlineStoreConfig):
     """Feast's SQLite store at `path`, with packed rows in the same file."""
 
-    type: Literal["resources.online_store.PackedSqliteOnlineStore"] = "resources.online_store.PackedSqliteOnlineStore"
+    type: Literal["resources.online.feast_store.PackedSqliteOnlineStore"] = (
+        "resources.online.feast_store.PackedSqliteOnlineStore"
+    )
 
     def model_post_init(self, context: Any) -> None:
         super().model_post_init(context)
@@ -218,7 +220,9 @@ def unlocked(path: str) -> Iterator[None]:
 class PackedRedisOnlineStoreConfig(RedisOnlineStoreConfig):
     """Feast's Redis store, with packed rows in the same database, whose URL is `url`."""
 
-    type: Literal["resources.online_store.PackedRedisOnlineStore"] = "resources.online_store.PackedRedisOnlineStore"
+    type: Literal["resources.online.feast_store.PackedRedisOnlineStore"] = (
+        "resources.online.feast_store.PackedRedisOnlineStore"
+    )
     url: str
 
     def model_post_init(self, context: Any) -> None:

@@ -1,7 +1,7 @@
 """The packed online store: the newest row per view and key, one small value each, for the endpoint to read.
 
-A value is a packed row (`resources.packed_row`); Feast's own format costs a protobuf per feature. The same rows are
-held beside it in Feast's format, and written in the same transaction or script. The rule that must never break:
+A value is a packed row (`resources.online.packed_row`); Feast's own format costs a protobuf per feature. The same
+rows are held beside it in Feast's format, and written in the same transaction or script. The rule that must never break:
 an older event never replaces a newer one, whatever the order of arrival and however many writers; the comparison is
 made inside the store, where nobody writes in between.
 
@@ -30,7 +30,7 @@ import orjson
 from filelock import FileLock
 
 from resources.environment import home, redis_url
-from resources.packed_row import NEVER, TIMES, Found, Layout, Reading, Values
+from resources.online.packed_row import NEVER, TIMES, Found, Layout, Reading, Values
 
 Key = tuple[Any, ...]
 Row = tuple[Key, int, Mapping[str, Any]]
@@ -485,7 +485,7 @@ class RedisPackedStore(PackedStore):
 
     def __init__(self, url: str) -> None:
         super().__init__()
-        from resources.redis_wire import RedisWire
+        from resources.online.redis_wire import RedisWire
 
         self._wire = RedisWire(url)
 

@@ -3,8 +3,8 @@
     event time, created time (8 bytes each, microseconds since 1970 UTC), layout id (8), a bit per null feature,
     then by feature a number or the length of its text or array, then the texts and arrays; big endian
 
-Written by `resources.packed_store` and `resources.feast`, read by the endpoint. The rule that must never break: a
-layout's id is the hash of what it says, so a row is read by the layout it was written in or not at all.
+Written by `resources.online.packed_store` and `resources.feast`, read by the endpoint. The rule that must never
+break: a layout's id is the hash of what it says, so a row is read by the layout it was written in or not at all.
 
 The serving process imports this module: nothing heavy may be imported here.
 """

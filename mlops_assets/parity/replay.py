@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mlops_assets.serving.prediction_log import PredictionLog
     from resources.bentos import BentoStore
     from resources.lake import Lake
-    from resources.packed_store import PackedStore
+    from resources.online.packed_store import PackedStore
 
 RECENT = timedelta(days=7)  # older answers tell of an online store that is no more
 NEWEST_DAYS = 7

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from resources.packed_store import (
+from resources.online.packed_store import (
     OnlineStoreUnavailableError,
     PackedStore,
     SqlitePackedStore,
@@ -222,7 +222,7 @@ def test_the_store_is_found_by_the_environment(home: Path, monkeypatch: pytest.M
 def test_importing_it_imports_nothing_heavy() -> None:
     import subprocess
 
-    code = "import sys, resources.packed_store; print(*{name.split('.')[0] for name in sys.modules})"
+    code = "import sys, resources.online.packed_store; print(*{name.split('.')[0] for name in sys.modules})"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"redis", "polars", "dagster", "pandas", "feast"} & set(loaded)
 

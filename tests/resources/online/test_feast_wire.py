@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resources import feast_wire
-from resources.online_rows import _column_texts
-from resources.packed_columns import layout_of, pack
-from resources.packed_row import NEVER, moment
+from resources.online import feast_wire
+from resources.online.packed_columns import layout_of, pack
+from resources.online.packed_row import NEVER, moment
+from resources.online.rows import _column_texts
 
 floats = st.floats(allow_nan=False)
 single = st.floats(allow_nan=False, width=32)

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import orjson
 
-from resources import feast_wire, packed_columns
-from resources.packed_row import EPOCH, MICROSECOND, NEVER, Layout, moment
-from resources.packed_store import Batch, FeastHashes, FeastStatement, PackedStore, RedisPackedStore
+from resources.online import feast_wire, packed_columns
+from resources.online.packed_row import EPOCH, MICROSECOND, NEVER, Layout, moment
+from resources.online.packed_store import Batch, FeastHashes, FeastStatement, PackedStore, RedisPackedStore
 
 if TYPE_CHECKING:
     import feast

@@ -1,0 +1,1 @@
+"""Parity: requests replayed offline, each difference named with its likeliest cause, before a Bento is released."""

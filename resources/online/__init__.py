@@ -1,0 +1,1 @@
+"""The online store: Feast's tables and hashes, and beside them the packed rows that the endpoint reads."""
