@@ -30,7 +30,7 @@ import polars as pl
 
 from benchmarks.harness import Figure, Measurement, fresh_home, in_turn, require_equal, seconds
 from resources.feast import FeastResource
-from resources.packed_store import TableRead
+from resources.online.packed_store import TableRead
 
 if TYPE_CHECKING:
     import feast

@@ -1,8 +1,8 @@
 """The packed online store: the newest row per view and key, one small value each, for the endpoint to read.
 
 A value is a packed row (`resources.online.packed_row`); Feast's own format costs a protobuf per feature. The same
-rows are held beside it in Feast's format, and written in the same transaction or script. The rule that must never break:
-an older event never replaces a newer one, whatever the order of arrival and however many writers; the comparison is
+rows are held beside it in Feast's format, and written in the same transaction or script. The rule that must never
+break: an older event never replaces a newer one, whatever the order of arrival and however many writers; the comparison is
 made inside the store, where nobody writes in between.
 
     SQLite: tables packed_rows(view, key, event_ts, created_ts, value), packed_layouts(id, layout), and Feast's own
