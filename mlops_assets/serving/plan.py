@@ -229,11 +229,14 @@ def look_up(plan: FeaturePlan, store: Store, requests: Sequence[Mapping[str, Any
         return []
     known: list[dict[str, Any]] = [{**request, EVENT_TIMESTAMP: at} for request in requests]
     looked = [Looked([], {}, []) for _ in requests]
-    asked = [[tuple(request[name] for name in view.join_keys) for request in requests] for view in plan.views]
+    asked = {
+        names: [tuple([request[name] for name in names]) for request in requests]
+        for names in {view.join_keys for view in plan.views}
+    }
     at_us, found = microseconds(at), _found(plan, store, asked)
-    for view, keys, (rows, stand_in) in zip(plan.views, asked, found, strict=True):
+    for view, (rows, stand_in) in zip(plan.views, found, strict=True):
         used, instead = view.instead(stand_in, at_us)
-        for values, answer, key in zip(known, looked, keys, strict=True):
+        for values, answer, key in zip(known, looked, asked[view.join_keys], strict=True):
             row = rows[key]
             reason = "no row" if row is None else view.reason_to_refuse(row[0], at_us)
             if row is None or reason is not None:
@@ -253,12 +256,13 @@ def look_up(plan: FeaturePlan, store: Store, requests: Sequence[Mapping[str, Any
 
 
 def _found(
-    plan: FeaturePlan, store: Store, asked: Sequence[Sequence[Key]]
+    plan: FeaturePlan, store: Store, asked: Mapping[tuple[str, ...], Sequence[Key]]
 ) -> Iterator[tuple[dict[Key, Found | None], Found | None]]:
     """For each view its rows by key, and the newest stand-in."""
-    distinct = [list(dict.fromkeys(keys)) for keys in asked]
-    answers = plan.reader(store).read([*distinct, *([()] for view in plan.views if view.cold_start_table)])
-    stand_ins = iter(answers[len(distinct) :])
-    for view, keys, rows in zip(plan.views, distinct, answers, strict=False):
+    distinct = {names: list(dict.fromkeys(keys)) for names, keys in asked.items()}
+    keys = [distinct[view.join_keys] for view in plan.views]
+    answers = plan.reader(store).read([*keys, *([()] for view in plan.views if view.cold_start_table)])
+    stand_ins = iter(answers[len(keys) :])
+    for view, some, rows in zip(plan.views, keys, answers, strict=False):
         (stand_in,) = next(stand_ins) if view.cold_start_table else [None]
-        yield dict(zip(keys, rows, strict=True)), stand_in
+        yield dict(zip(some, rows, strict=True)), stand_in

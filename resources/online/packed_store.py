@@ -2,8 +2,8 @@
 
 A value is a packed row (`resources.online.packed_row`); Feast's own format costs a protobuf per feature. The same
 rows are held beside it in Feast's format, and written in the same transaction or script. The rule that must never
-break: an older event never replaces a newer one, whatever the order of arrival and however many writers; the comparison is
-made inside the store, where nobody writes in between.
+break: an older event never replaces a newer one, whatever the order of arrival and however many writers; the
+comparison is made inside the store, where nobody writes in between.
 
     SQLite: tables packed_rows(view, key, event_ts, created_ts, value), packed_layouts(id, layout), and Feast's own
     Redis:  hashes mlops:rows:<view> (key -> row), mlops:layouts (id -> layout), and Feast's own
@@ -156,7 +156,8 @@ class Reader:
         One round trip for all tables. Values are in the order of the table's features, None where the row has
         no such feature. Safe from any thread; raises OnlineStoreUnavailableError.
         """
-        wanted = [(table, list(map(orjson.dumps, some))) for table, some in zip(self._tables, keys, strict=True)]
+        said = {id(some): list(map(orjson.dumps, some)) for some in keys}  # views of one entity share their keys
+        wanted = [(table, said[id(some)]) for table, some in zip(self._tables, keys, strict=True)]
         answers = self._store.fetch(wanted)
         return [readings.read(rows) for readings, rows in zip(self._readings, answers, strict=True)]
 
