@@ -40,6 +40,7 @@ START = datetime(2013, 1, 1, tzinfo=UTC)
 WRITES = {"redis": 1 / 8, "sqlite": 1 / 5}
 READS = {1: 1 / 10, 100: 1 / 50}
 RAW = 2.0
+STROKE = 0.1  # seconds of reading, of each side in turn
 Work = Callable[[], object]
 
 
@@ -69,8 +70,8 @@ def measure(rounds: int = 7, rows: int = 50_000) -> Measurement:
 def figures(sides: Sides, rounds: int, rows: int) -> list[Figure]:
     publications = [publication(sides, rounds, rows), unchanged(sides, rounds, rows)]
     fill(sides)
-    reads = [read(sides, keys, rounds * 10) for keys in READS]
-    return [*publications, *reads, *(raw(sides, keys, rounds * 10) for keys in READS if sides.kind == "redis")]
+    reads = [read(sides, keys, rounds * 3) for keys in READS]
+    return [*publications, *reads, *(raw(sides, keys, rounds * 3) for keys in READS if sides.kind == "redis")]
 
 
 def publication(sides: Sides, rounds: int, rows: int) -> Figure:
@@ -117,7 +118,7 @@ def read(sides: Sides, keys: int, rounds: int) -> Figure:
     answer = plain().to_dict()
     columns = [[row[1][at] for row in found if row] for found in ours() for at in range(FEATURES)]
     require_equal("what is read", columns, [answer[name] for one in wanted() for name in one.features])
-    taken = in_turn(lambda: per_call(ours), lambda: per_call(plain, 1), rounds)
+    taken = in_turn(lambda: per_call(ours), lambda: per_call(plain), rounds)
     return Figure(
         f"read_{keys}.{sides.kind}", *milliseconds(taken), "get_online_features", unit="ms", target=READS[keys]
     )
@@ -143,8 +144,13 @@ def milliseconds(taken: tuple[float, float]) -> tuple[float, float]:
     return 1_000 * taken[0], 1_000 * taken[1]
 
 
-def per_call(work: Work, calls: int = 5) -> float:
-    return seconds(lambda: [work() for _ in range(calls)]) / calls
+def per_call(work: Work) -> float:
+    """Seconds a call, of as many as go into a stroke: both sides answer a stream of requests, not one after a pause."""
+    calls, started = 0, time.perf_counter()
+    while (taken := time.perf_counter() - started) < STROKE:
+        work()
+        calls += 1
+    return taken / calls
 
 
 def wanted() -> list[TableRead]:
