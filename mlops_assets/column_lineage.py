@@ -110,12 +110,21 @@ def column_lineage(table: Table, catalog: Catalog, frames: Frames | None = None)
 
 
 def told(table: Table, catalog: Catalog, frames: Frames) -> dict[str, Any]:
-    """The lineage as metadata of the table's asset, or why there is none."""
+    """The lineage as metadata of the table's asset, and as a table, which Dagster's open page shows; or why not."""
     try:
         lineage = column_lineage(table, catalog, frames)
     except UnknownLineageError as problem:
         return {"column_lineage_unknown": str(problem)}
-    return {"dagster/column_lineage": as_dagster(lineage, catalog)} if lineage else {}
+    if not lineage:
+        return {}
+    return {"dagster/column_lineage": as_dagster(lineage, catalog), "columns_come_from": _as_table(lineage)}
+
+
+def _as_table(lineage: Mapping[str, Iterable[Column]]) -> dg.MarkdownMetadataValue:
+    from mlops_assets.links import spec
+
+    rows = [(name, ", ".join(map(str, sorted(columns)))) for name, columns in lineage.items()]
+    return spec.table(["column", "comes from"], rows)
 
 
 def as_dagster(lineage: Mapping[str, Iterable[Column]], catalog: Catalog) -> dg.TableColumnLineage:

@@ -305,6 +305,18 @@ def test_dagster_gets_the_lineage_by_asset_key():
     assert {dep.asset_key.to_user_string() for dep in shown} == {"flights/raw_flights", "flights/raw_planes"}
 
 
+def test_the_page_shows_the_lineage_as_a_table():
+    """Dagster's open UI does not draw columns: the asset's page says it in words."""
+
+    def made_view(orders: pl.LazyFrame) -> pl.LazyFrame:
+        return orders.select("shop_id", "event_timestamp", made="amount")
+
+    view = view_of(made_view)
+    shown = told(view, Catalog.of([orders, view]), {})
+    assert set(shown) == {"dagster/column_lineage", "columns_come_from"}
+    assert "| made | shops/orders:amount |" in shown["columns_come_from"].value.splitlines()
+
+
 def test_a_stand_in_comes_from_the_same_column_of_its_view():
     """And from the time that places it, and from what weighs it."""
 
