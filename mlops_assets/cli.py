@@ -147,11 +147,22 @@ def ingest(
 @app.command()
 def produce(source: Source) -> None:
     """Append events to a source's stream: one JSON object a line, from standard input."""
-    import orjson
-
     from mlops_assets.streaming import produce as append
 
-    typer.echo(f"{append(source, (orjson.loads(line) for line in sys.stdin if line.strip()))} events appended")
+    events = [_event(number, line) for number, line in enumerate(sys.stdin, 1) if line.strip()]
+    typer.echo(f"{append(source, events)} events appended")
+
+
+def _event(number: int, line: str) -> dict[str, Any]:
+    import orjson
+
+    try:
+        event = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        raise typer.BadParameter(f"line {number} is not JSON ({error}). Nothing was appended; mend it.") from error
+    if not isinstance(event, dict):
+        raise typer.BadParameter(f"line {number} is no JSON object. Nothing was appended; mend it.")
+    return event
 
 
 @app.command()

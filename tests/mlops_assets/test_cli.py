@@ -225,3 +225,26 @@ def test_the_module_is_the_command():
         [sys.executable, "-m", "mlops_assets.cli"], capture_output=True, text=True, cwd=PROJECT, check=False
     )
     assert "Usage" in ran.stdout + ran.stderr
+
+
+def test_events_are_appended_all_or_none(home: Path) -> None:
+    """A line that is no event is named, and the lines before it are not in the stream."""
+    from resources.streams import open_stream
+
+    weather = '{"origin": "JFK", "observed_at": "2013-07-19T00:00:00Z"}\n'
+    for bad, said in (("not json\n", "line 2 is not JSON"), ("[1]\n", "line 2 is no JSON object")):
+        refused = CliRunner().invoke(app, ["produce", "flights/raw_weather"], input=weather + bad)
+        assert (refused.exit_code, said in refused.output) == (2, True), refused.output
+    told = CliRunner().invoke(app, ["produce", "flights/raw_weather"], input=weather + "\n" + weather)
+    assert told.output == "2 events appended\n"
+    stream = open_stream("weather", "flights.raw_weather")
+    assert len(stream.read(10, 0)) == 2
+    stream.close()
+
+
+def test_a_fault_of_the_program_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only errors of ours say what to do next; another one is not for the user to mend."""
+    monkeypatch.setattr("mlops_assets.scaffold.write_model", lambda *_: 1 / 0)
+    monkeypatch.setattr(sys, "argv", ["mlops", "new", "model", "flights/x"])
+    with pytest.raises(ZeroDivisionError):
+        main()
