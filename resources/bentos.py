@@ -15,10 +15,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from importlib.metadata import version as installed
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
@@ -163,8 +164,7 @@ def _run_bentoml(context: Path, store: Path, model: str, version: str) -> None:
 
 def _bentofile(bundle: Path, model: str, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
     framework = json.loads((bundle / "manifest.json").read_bytes())["framework"]
-    transforms = json.loads((bundle / "plan.json").read_bytes())["transforms"]
-    packages = [*PACKAGES, *FRAMEWORK_PACKAGES.get(framework, (framework,)), *(["polars"] if transforms else [])]
+    packages = [*PACKAGES, *FRAMEWORK_PACKAGES.get(framework, (framework,)), *_sometimes(bundle)]
     return {
         "service": SERVICE,
         "name": name,
@@ -174,6 +174,14 @@ def _bentofile(bundle: Path, model: str, name: str, labels: Mapping[str, str]) -
         # Locking would resolve against an index; the versions that were tested here are stated instead.
         "python": {"packages": [f"{package}=={installed(package)}" for package in packages], "lock_packages": False},
     }
+
+
+def _sometimes(bundle: Path) -> Iterator[str]:
+    """What only some Bentos need: Polars for features on demand, hiredis where the platform may have a Redis."""
+    if json.loads((bundle / "plan.json").read_bytes())["transforms"]:
+        yield "polars"
+    if find_spec("hiredis"):
+        yield "hiredis"
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -116,3 +116,4 @@ def test_polars_comes_along_where_features_are_computed_on_demand(bundle: Path, 
     (bundle / "plan.json").write_text(json.dumps({"transforms": transforms}))
     packages = _bentofile(bundle, MODEL, "flights_late_arrival", LABELS)["python"]["packages"]
     assert any(package.startswith("polars==") for package in packages) is bool(transforms)
+    assert any(package.startswith("hiredis==") for package in packages), "a Bento may be told of a Redis"
