@@ -110,8 +110,9 @@ class FeastResource(dg.ConfigurableResource[Any]):
             try:
                 self.store().apply(list(objects))
                 return
-            except StaleRegistryError:
-                if last:
+            except Exception as problem:
+                self._store = None  # with what it had changed and could not write
+                if last or not isinstance(problem, StaleRegistryError):
                     raise
 
     def write_online(

@@ -48,16 +48,27 @@ class RegistryUnreachableError(RuntimeError):
 
 
 class HomeRegistryStore(FileRegistryStore):
-    """The registry file, `<home>/feast/<path>`."""
+    """The registry file, `<home>/feast/<path>`.
+
+    Feast changes the registry it was last given, and commits it at the end. It also reads the file anew in between,
+    whenever somebody else wrote it, and would forget its own changes: they are carried over to what it is given.
+    """
 
     def __init__(self, registry_config: RegistryConfig, repo_path: Path) -> None:  # noqa: ARG002  Feast's signature
         super().__init__(registry_config, home() / "feast")
         self._read: dict[str, bytes] = {}
+        self._given: Registry | None = None
 
     def get_registry_proto(self) -> Registry:
-        """Raises FileNotFoundError, upon which Feast makes a new one, or RegistryUnreachableError."""
-        registry = self._current()
+        """With what was changed in the one given last and is not written yet.
+
+        Raises FileNotFoundError, upon which Feast makes a new one, RegistryUnreachableError, or StaleRegistryError.
+        """
+        registry, (changed, self._given) = self._current(), (self._given, None)
         self._remember(registry)
+        if changed is not None and changed.version_id in self._read:
+            registry.CopyFrom(self._put_together(changed, registry))
+        self._given = registry
         return registry
 
     def _current(self) -> Registry:
@@ -86,6 +97,7 @@ class HomeRegistryStore(FileRegistryStore):
         except OSError as error:
             raise RegistryUnreachableError.of(self._filepath, error) from error
         self._remember(registry_proto)
+        self._given = registry_proto
 
     def _take_in_what_others_wrote(self, registry: Registry) -> None:
         if not self._filepath.exists():
@@ -93,9 +105,12 @@ class HomeRegistryStore(FileRegistryStore):
         theirs = self._current()
         if theirs.version_id == registry.version_id:
             return
+        registry.CopyFrom(self._put_together(registry, theirs))
+
+    def _put_together(self, mine: Registry, theirs: Registry) -> Registry:
         base = Registry()
-        base.ParseFromString(self._read.get(registry.version_id, b""))
+        base.ParseFromString(self._read.get(mine.version_id, b""))
         try:
-            registry.CopyFrom(merged(base, registry, theirs))
+            return merged(base, mine, theirs)
         except RegistryConflictError as error:
             raise StaleRegistryError.of(self._filepath, error) from error

@@ -77,6 +77,33 @@ def test_writers_that_have_not_seen_each_other_lose_nothing(store: Any, home: Pa
     assert [path.name for path in (home / "feast").iterdir() if path.name.endswith(".tmp")] == []
 
 
+def test_what_is_not_written_yet_outlives_a_reading_of_what_others_wrote(store: Any) -> None:
+    """Feast reads the file anew in the middle of its changes, whenever somebody else wrote it meanwhile."""
+    one, other = store(), store()
+    mine, theirs = one.get_registry_proto(), other.get_registry_proto()
+    mine.entities.extend(registry("aircraft").entities)
+    theirs.entities.extend(registry("carrier").entities)
+    other.update_registry_proto(theirs)
+    again = one.get_registry_proto()
+    assert sorted(entity.spec.name for entity in again.entities) == ["aircraft", "airport", "carrier"]
+    assert sorted(entities(store)) == ["airport", "carrier"], "nothing is written by reading"
+    one.update_registry_proto(again)
+    assert sorted(entities(store)) == ["aircraft", "airport", "carrier"]
+
+
+def test_what_cannot_be_carried_over_is_said_once(store: Any) -> None:
+    """Both changed one object: the reading says so, and the next one gives what the file holds."""
+    from resources.feast_home import StaleRegistryError
+
+    one, other = store(), store()
+    mine, theirs = one.get_registry_proto(), other.get_registry_proto()
+    theirs.entities[0].spec.description, mine.entities[0].spec.description = "theirs", "mine"
+    other.update_registry_proto(theirs)
+    with pytest.raises(StaleRegistryError, match="airport"):
+        one.get_registry_proto()
+    assert one.get_registry_proto().entities[0].spec.description == "theirs"
+
+
 def test_two_changes_of_one_object_are_refused(store: Any) -> None:
     from resources.feast_home import StaleRegistryError
 
