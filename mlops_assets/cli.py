@@ -9,16 +9,14 @@ from __future__ import annotations
 import getpass
 import os
 import sys
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mlops_assets.features_cli import features
+from mlops_assets.terminal import console, print_table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from mlops_assets.declarations import ModelPipeline
     from mlops_assets.promotion import Promotion
     from resources.releases import ReleaseRecord
@@ -98,7 +96,7 @@ def history(model: Model) -> None:
     from mlops_assets.history import events
 
     pipeline, promotion = _of(model)
-    _print_table(
+    print_table(
         f"History of {model}",
         ["at (UTC)", "by", "what", "from", "to", "why"],
         [
@@ -124,7 +122,7 @@ def runs(model: Model) -> None:
         )
         for item in sorted(promotion.mlflow.versions(pipeline.registered_name), key=lambda item: int(item.version))
     ]
-    _print_table(
+    print_table(
         f"Candidates of {model}",
         ["version", "cutoff", pipeline.gate.metric, "gate", "why", "bento", "MLflow run"],
         rows,
@@ -174,7 +172,7 @@ def lineage(model: Model) -> None:
 
     pipeline = gather().model(model)
     prepare_home()
-    _console().print(lineage_tree(pipeline))
+    console().print(lineage_tree(pipeline))
 
 
 @new.command("model")
@@ -242,22 +240,6 @@ def _tell(model: ModelPipeline, record: ReleaseRecord) -> None:
                 instance.report_runless_asset_event(event)
     except (dg.DagsterError, SQLAlchemyError, OSError) as problem:
         typer.secho(f"It is done, but Dagster could not be told: {problem}", fg="yellow", err=True)
-
-
-def _print_table(title: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
-    from rich.table import Table
-
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    _console().print(table)
-
-
-def _console() -> Console:
-    """The terminal; a file or a pipe gets whole lines instead of what fits 80 columns."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else 200)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,15 @@ Every command prints tables for people, and with `--json` the same answer for ma
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from mlops_assets.terminal import print_table
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -53,13 +54,13 @@ def listed(context: typer.Context, as_json: Json = False) -> None:
         (view.id, ", ".join(view.join_keys), view.ttl or "none", len(view.schema), ", ".join(used_by(catalog, view)))
         for view in catalog.views
     ]
-    _table("Feature views", ["view", "keys", "ttl", "features", "used by"], rows)
+    print_table("Feature views", ["view", "keys", "ttl", "features", "used by"], rows)
     computed = [
         (view.id, ", ".join(view.inputs), len(view.schema), ", ".join(used_by(catalog, view)))
         for view in catalog.on_demand.values()
     ]
     if computed:
-        _table("Computed on demand", ["view", "from", "features", "used by"], computed)
+        print_table("Computed on demand", ["view", "from", "features", "used by"], computed)
 
 
 @features.command()
@@ -87,7 +88,7 @@ def search(
         typer.echo(f"Nothing has all words of {text!r}. {near}")
         return
     rows = [(item.id, item.type, item.meaning, item.owner, ", ".join(item.used_by)) for item in found.entries[:SHOWN]]
-    _table(f"{len(found.entries)} found", ["name", "type", "meaning", "owner", "used by"], rows)
+    print_table(f"{len(found.entries)} found", ["name", "type", "meaning", "owner", "used by"], rows)
     if len(found.entries) > SHOWN:
         typer.echo(f"{len(found.entries) - SHOWN} more; say more words, or --json for all.")
 
@@ -142,7 +143,7 @@ def parity(
             {"compared": report.compared, **report.numbers(), "differences": [one.cells for one in report.differences]}
         )
     elif report.differences:
-        _table(report.compared, COLUMNS, [one.cells for one in (*report.skewed, *report.late)][:SHOWN])
+        print_table(report.compared, COLUMNS, [one.cells for one in (*report.skewed, *report.late)][:SHOWN])
     else:
         typer.echo(f"{report.compared}: no difference")
     raise typer.Exit(0 if verdict.passed else 1)
@@ -269,7 +270,7 @@ def _show(document: Document) -> None:
     else:
         _show_rows(document)
     numbers = document.get("statistics", {}).get("features", {})
-    _table(
+    print_table(
         "Features",
         ["feature", "type", "unit", "meaning", "statistics"],
         [
@@ -317,7 +318,7 @@ def _show_uses(uses: Mapping[str, Any], every: int) -> None:
     ]
     rows = [(what, name, f"all {every}" if len(read) == every else ", ".join(read)) for what, name, read in named]
     if rows:
-        _table("Used by", ["what", "name", "features"], rows)
+        print_table("Used by", ["what", "name", "features"], rows)
     else:
         typer.echo("used by: no model")
 
@@ -327,11 +328,11 @@ def _show_impact(document: Document) -> None:
     for title, part in (("Made from", "made_from"), ("Tables that rest on it", "tables")):
         rows = [(item["table"], item["kind"], ", ".join(item["columns"])) for item in document[part]]
         if rows:
-            _table(title, ["table", "kind", "columns"], rows)
+            print_table(title, ["table", "kind", "columns"], rows)
         else:
             typer.echo(f"{title}: none")
     for model in document["models"]:
-        _table(model["model"], ["what", "which", "reads"], _reached(model))
+        print_table(model["model"], ["what", "which", "reads"], _reached(model))
     if not document["models"]:
         typer.echo("No model rests on it.")
     if document["untraced"]:
@@ -390,17 +391,6 @@ def _lasting(seconds: float | None) -> str:
     from datetime import timedelta
 
     return "none" if seconds is None else str(timedelta(seconds=seconds))
-
-
-def _table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Folded to the terminal; whole lines into a pipe."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(*columns, title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*(str(cell) for cell in row))
-    Console(width=None if sys.stdout.isatty() else 200, markup=False).print(table)
 
 
 def _print(document: Any) -> None:

@@ -15,7 +15,7 @@ from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.links import spec
 from mlops_assets.parity import report as parity
-from mlops_assets.parity.replay import plan_of, published_as_of
+from mlops_assets.parity.replay import published_as_of
 from mlops_assets.parity.report import Report
 from mlops_assets.promotion import PARITY, PASSED, REFUSED, Promotion
 from resources.bentos import BentoStore
@@ -106,7 +106,7 @@ def judged(
     model: ModelPipeline, bentos: BentoStore, tag: str, replay: Callable[..., Report]
 ) -> tuple[Claim, Claim, dict[str, Any]]:
     """What the Bento reads online against what training reads offline: parity, lateness, and tables of what differs."""
-    from mlops_assets.serving.bundle import BrokenBundleError
+    from mlops_assets.serving.bundle import BrokenBundleError, plan_of
     from mlops_assets.serving.prediction_log import PredictionLog
     from resources.lake import NotMaterializedError, SchemaDriftError, UnreadableFileError
 

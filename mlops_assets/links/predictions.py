@@ -15,6 +15,7 @@ from mlops_assets.declarations import ModelPipeline
 from mlops_assets.fields import Field, Float64, Int64, String, UnixTimestamp
 from mlops_assets.links import spec
 from mlops_assets.links.online import online_key
+from mlops_assets.links.training_set import stored_views
 
 if TYPE_CHECKING:
     import polars as pl
@@ -77,8 +78,7 @@ def predictions_asset(model: ModelPipeline) -> dg.AssetsDefinition:
 
 def looked_up(model: ModelPipeline) -> list[dg.AssetKey]:
     """The online views that the endpoint reads features from, and what stands in for them."""
-    views = [view for item in model.selections for view in (item.view, item.view.stand_in) if view]
-    return [online_key(view) for view in views if view.online]
+    return [online_key(view) for view in stored_views(model).values() if view.online]
 
 
 def columns(model: ModelPipeline) -> dict[str, Field]:

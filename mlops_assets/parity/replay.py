@@ -17,13 +17,11 @@ from mlops_assets.catalog import asset_key
 from mlops_assets.declarations import EVENT_TIMESTAMP, ModelPipeline
 from mlops_assets.links import predictions, spec
 from mlops_assets.links.online import online_key
-from mlops_assets.serving.bundle import BrokenBundleError
+from mlops_assets.serving.bundle import BrokenBundleError, plan_of
 from mlops_assets.serving.plan import FeaturePlan, Looked, Reason, look_up, microseconds, moment_of
 from resources.bentos import UnknownBentoError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import dagster as dg
     import polars as pl
 
@@ -51,14 +49,6 @@ class Request:
     values: Mapping[str, Any]
     event_times: Mapping[str, int]
     reasons: Mapping[str, Reason]
-
-
-def plan_of(bundle: Path) -> FeaturePlan:
-    """The plan that a Bento runs with. Raises BrokenBundleError."""
-    try:
-        return FeaturePlan.from_json(json.loads((bundle / "plan.json").read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BrokenBundleError.of(bundle, "plan.json", f"{type(error).__name__}: {error}") from error
 
 
 def reading(plan: FeaturePlan) -> dict[str, Any]:

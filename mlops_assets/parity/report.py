@@ -20,8 +20,9 @@ from mlops_assets.catalog import asset_key
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import EVENT_TIMESTAMP, FeatureView, ModelPipeline
 from mlops_assets.links.training_set import point_in_time_rows, stored_views
-from mlops_assets.parity.replay import Request, logged, plan_of, published_as_of, sampled
+from mlops_assets.parity.replay import Request, logged, published_as_of, sampled
 from mlops_assets.parity.skew import Cause, Evidence, Mismatch, causes, event_time, other_times
+from mlops_assets.serving.bundle import plan_of
 from mlops_assets.serving.plan import FeaturePlan
 
 if TYPE_CHECKING:

@@ -69,7 +69,7 @@ class Release:
         manifest = _part(bundle, "manifest.json", dict)
         release = cls(
             manifest=manifest,
-            plan=_part(bundle, "plan.json", FeaturePlan.from_json),
+            plan=plan_of(bundle),
             schema=_part(bundle, "schema.json", InputSchema.from_json),
             golden=_part(bundle, "golden.json", lambda golden: Golden(**golden)),
             predictor=load_predictor(manifest["framework"], bundle / "model"),
@@ -100,6 +100,12 @@ class Release:
             raise GoldenMismatchError.of(self.model, difference)
         for _ in range(WARM_UP_CALLS):
             self.predict(self.golden.rows[:1])
+
+
+def plan_of(bundle: Path) -> FeaturePlan:
+    """The plan that a bundle runs with. Raises BrokenBundleError."""
+    plan: FeaturePlan = _part(bundle, "plan.json", FeaturePlan.from_json)
+    return plan
 
 
 def _part(bundle: Path, name: str, read: Callable[[Any], Any]) -> Any:
