@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from mlops_assets.fields import Field, String, UnixTimestamp
 
@@ -28,6 +28,7 @@ KNOWN_AT = "label_known_at"
 NUMBERS = ("Float64", "Int64")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Task = Literal["classification", "regression"]
+WithoutStore = Literal["refuse", "fall back"]
 
 
 class DeclarationError(ValueError):
@@ -624,9 +625,21 @@ class Parity:
 
 @dataclass(frozen=True)
 class Serve:
-    """How a new champion takes over: percent of traffic at each canary step, ascending to 100."""
+    """How a new champion takes over, and what an answer may cost.
+
+    `canary` is the percent of traffic at each step, ascending to 100. During a canary the endpoint itself goes back
+    to the release before when, after `min_requests` of the challenger, more than `max_error_share` (0 to 1) of them
+    failed or its 95th percentile of latency is over `max_latency_ratio` times the champion's. `without_store` says
+    what an endpoint does while its online store is away: "refuse" answers 503, "fall back" uses the views' cold
+    starts or nulls, marked. A request that waited longer than `deadline` is not answered any more.
+    """
 
     canary: Sequence[int] = (10, 50, 100)
+    max_error_share: float = 0.01
+    max_latency_ratio: float = 3.0
+    min_requests: int = 50
+    without_store: WithoutStore = "refuse"
+    deadline: timedelta = timedelta(seconds=10)
 
     def __post_init__(self) -> None:
         _freeze(self, "canary")
@@ -635,6 +648,15 @@ class Serve:
             raise DeclarationError.of(
                 "Serve", "canary", steps, "percents ascending to 100, e.g. [10, 50, 100]", "Sort them and end with 100."
             )
+        if not 0 <= self.max_error_share < 1 or self.max_latency_ratio < 1 or self.min_requests < 1:
+            limits = "max_error_share in [0, 1), max_latency_ratio and min_requests from 1"
+            raise DeclarationError.of("Serve", "a bound", self, limits, "Give one within its limits.")
+        if self.without_store not in get_args(WithoutStore):
+            raise DeclarationError.of(
+                "Serve", "without_store", self.without_store, " or ".join(get_args(WithoutStore)), "Choose one."
+            )
+        if self.deadline <= timedelta(0):
+            raise DeclarationError.of("Serve", "deadline", self.deadline, "a positive duration", "Give seconds.")
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,8 @@ class FeaturePlan:
     views: tuple[ViewRead, ...]
     inputs: tuple[str, ...]
     transforms: tuple[Transform, ...] = ()
+    without_store: Literal["refuse", "fall back"] = "refuse"
+    deadline_ms: float = 10_000.0
 
     @classmethod
     def of(cls, pipeline: ModelPipeline) -> Self:
@@ -148,6 +150,8 @@ class FeaturePlan:
             views=tuple(ViewRead.of(selection) for selection in pipeline.selections),
             inputs=tuple(pipeline.inputs),
             transforms=tuple(Transform.of(selection) for selection in pipeline.on_demand),
+            without_store=pipeline.serve.without_store,
+            deadline_ms=pipeline.serve.deadline.total_seconds() * 1000,
         )
 
     @cached_property
@@ -188,6 +192,8 @@ class FeaturePlan:
             ),
             inputs=tuple(plan["inputs"]),
             transforms=tuple(Transform(**transform) for transform in plan["transforms"]),
+            without_store=plan["without_store"],
+            deadline_ms=plan["deadline_ms"],
         )
 
 
