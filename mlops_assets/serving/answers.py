@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from mlops_assets.serving.plan import Looked
     from resources.releases import Variant
 
+STAGES = ("look_up", "preprocess", "model", "postprocess")
+
 
 class Inputs(Protocol):
     """All inputs of a model for some rows, in the order of its plan."""
@@ -93,7 +95,7 @@ class Answers:
 
     `looked` is what look-up found, a row each, None where the rows brought their inputs. `outputs` are the columns of
     post-processing, by name. `latency_ms` is the request's, the same for all its rows. `instead_of` names the
-    challenger that failed to answer where the champion did it for it.
+    challenger that failed to answer where the champion did it for it. `stages` are the seconds of each of STAGES.
     """
 
     model: str
@@ -104,5 +106,6 @@ class Answers:
     predictions: Sequence[float]
     outputs: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     looked: Sequence[Looked] | None = None
+    stages: Sequence[float] = ()
     latency_ms: float = 0.0
     instead_of: str | None = None

@@ -60,6 +60,7 @@ class Release:
     schema: InputSchema
     golden: Golden
     predictor: Callable[[NDArray[np.float32]], NDArray[np.float64]]
+    postprocess: Any = None
 
     @classmethod
     def load(cls, bundle: Path) -> Self:
