@@ -28,7 +28,7 @@ rows = st.lists(
         st.none() | st.integers(-(2**63), 2**63 - 1),
         st.none() | st.booleans(),
     ),
-    max_size=8,
+    max_size=20,  # beyond a few rows they are read column by column
 )
 
 
@@ -77,6 +77,21 @@ def test_infinity_is_refused_by_name(value: float) -> None:
         SCHEMA.encode_frame(SEEN.with_columns(temp=pl.lit(value)))
 
 
+@pytest.mark.parametrize("rows", [1, 20])
+@pytest.mark.parametrize("value", [1.0009765625, -1.0009765625, 65407.0, 3.4028234663852886e38])
+def test_what_only_looks_infinite_is_a_number(value: float, rows: int) -> None:
+    """Numbers whose bytes hold those that an infinite one ends on, and the largest float32 itself."""
+    assert SCHEMA.encode([["UA", value, 1, True]] * rows)[:, 1].tolist() == [np.float32(value)] * rows
+
+
+def test_the_matrix_may_be_written_to() -> None:
+    """Some libraries take no other."""
+    assert (
+        SCHEMA.encode([["UA", 1.0, 1, True]]).flags.writeable
+        and SCHEMA.encode([["UA", 1, 1, True]] * 20).flags.c_contiguous
+    )
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -91,8 +106,9 @@ def test_infinity_is_refused_by_name(value: float) -> None:
 )
 def test_a_misfit_row_is_named(row, words: str) -> None:
     """A row of another length or type says which column and which value, even beside good rows."""
-    with pytest.raises(InputError, match=words):
-        SCHEMA.encode([["UA", 1.0, 1, True], row])
+    for beside in (1, 20):
+        with pytest.raises(InputError, match=words):
+            SCHEMA.encode([*[["UA", 1.0, 1, True]] * beside, row])
 
 
 def test_a_misfit_frame_is_named() -> None:
