@@ -5,10 +5,10 @@ WORKERS ?= 2
 CONTRACT := deployment/feature_contract.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test up check lint format types features bench clean
+.PHONY: help setup demo test up check lint format types features bench bench-serving clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1	\2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
 
 setup:  ## create .venv and install everything (again only when something changed)
 	@sh deployment/local/setup.sh
@@ -46,6 +46,9 @@ check:  ## what CI runs: lint, types, features, test
 
 bench: setup  ## side-by-side measurements against peers
 	@$(BIN)/python -m benchmarks
+
+bench-serving: setup  ## only the endpoint, against the servers that people use; needs wrk
+	@$(BIN)/python -m benchmarks serving
 
 clean:  ## delete .venv, caches and the state under .mlops
 	rm -rf .venv .mlops .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

@@ -22,6 +22,7 @@ NAMES = (
     "orchestration_overhead",
     "online_store",
     "streaming",
+    "serving",
 )
 
 
@@ -36,6 +37,9 @@ def main() -> None:
     for name in names:
         console.print(f"[bold]{name}[/] ...")
         measurement = import_module(f"benchmarks.{name}").measure()
+        if not measurement.figures:
+            console.print(*measurement.details, sep="\n")
+            continue
         path = publish(name, measurement.figures, home() / "benchmarks")
         console.print(table(name, measurement.figures), *measurement.details, f"Written to {path}\n", sep="\n")
 

@@ -54,10 +54,10 @@ class Figure:
 
 @dataclass(frozen=True)
 class Measurement:
-    """A benchmark's figures, and tables that tell where the time went."""
+    """A benchmark's figures, and tables that tell where the time went, or what could not be measured."""
 
     figures: Sequence[Figure]
-    details: Sequence[Table] = ()
+    details: Sequence[Table | str] = ()
 
 
 def require_equal(what: str, ours: Any, peer: Any) -> None:
