@@ -11,58 +11,35 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Protocol
 
-import orjson
-
+from mlops_assets.serving.breaker import CanaryBreaker
 from mlops_assets.serving.bundle import BrokenBundleError, Release
+from mlops_assets.serving.shadow import Shadow
+from mlops_assets.serving.traffic import Traffic, bucket_of
 from resources.releases import CorruptReleaseError, ReleaseRecord, ReleaseStore, Variant
 
+__all__ = ["FollowedReleases", "OneRelease", "Releases", "Served", "Traffic", "bucket_of"]
 POLL_SECONDS = 0.2
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Traffic:
-    """The variants that answer, challengers first, each with its release; the champion takes what is left."""
-
-    shares: tuple[tuple[Variant, Release], ...]
-
-    @property
-    def champion(self) -> Release:
-        return self.shares[-1][1]
-
-    def choose(self, model: str, keys: Sequence[Any]) -> tuple[Variant, Release]:
-        """The variant for these entity keys: always the same while weights stand.
-
-        Challengers hold the low buckets, so that who is in a canary stays in it as it grows.
-        """
-        if len(self.shares) == 1:
-            return self.shares[0]
-        bucket = bucket_of(model, keys)
-        for share in self.shares[:-1]:
-            if bucket < share[0].weight:
-                return share
-            bucket -= share[0].weight
-        return self.shares[-1]
-
-
-def bucket_of(model: str, keys: Sequence[Any]) -> float:
-    """A number in [0, 100), even over keys, the same in every process and on every day."""
-    digest = blake2b(orjson.dumps([model, *keys]), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64 * 100
-
-
-@dataclass(frozen=True)
 class Served:
-    """What one model answers with now. `refused` says, by Bento, why a release gets no traffic."""
+    """What one model answers with now. `refused` says, by Bento, why a release gets no traffic.
+
+    A model that is `asleep` has no traffic until it is woken. `breaker` and `shadow` are there while a record names a
+    canary and a shadow.
+    """
 
     model: str
     traffic: Traffic | None = None
     record: ReleaseRecord | None = None
     refused: dict[str, str] = field(default_factory=dict)
+    asleep: bool = False
+    breaker: CanaryBreaker | None = None
+    shadow: Shadow | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The state that GET /<team>/<model>/release shows."""
@@ -71,6 +48,7 @@ class Served:
             "model": self.model,
             "revision": record.revision if record else None,
             "serving": [asdict(variant) for variant, _ in shares],
+            "asleep": self.asleep,
             "record": record.to_json() if record else None,
             "refused": [{"release": tag, "reason": reason} for tag, reason in self.refused.items()],
         }
@@ -80,6 +58,7 @@ class Releases(Protocol):
     """Where the answering process finds what it serves."""
 
     def served(self, model: str) -> Served | None: ...
+    def wake(self, model: str, /) -> Served: ...
     def models(self) -> list[str]: ...
     def not_ready(self) -> list[str]: ...
     def close(self) -> None: ...
@@ -93,6 +72,9 @@ class OneRelease:
 
     def served(self, model: str) -> Served | None:
         return self._served if model == self._served.model else None
+
+    def wake(self, _: str) -> Served:
+        return self._served
 
     def models(self) -> list[str]:
         return [self._served.model]
@@ -121,6 +103,10 @@ class FollowedReleases:
 
     def served(self, model: str) -> Served | None:
         return self._served.get(model) or (Served(model) if model in self._names else None)
+
+    def wake(self, model: str) -> Served:
+        """The model with its releases in memory; blocks while they load."""
+        return self._served[model]
 
     def models(self) -> list[str]:
         return sorted({*self._names, *self._served})
