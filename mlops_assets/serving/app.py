@@ -1,58 +1,71 @@
 """The HTTP face of the serving process: many models, one app.
 
-    POST /{team}/{model}/predict   GET /{team}/{model}/release   GET /healthz, /readyz, /openapi.json, /docs
+    POST /{team}/{model}/predict   GET /{team}/{model}/release   the Open Inference Protocol under /v2
+    GET /healthz, /readyz, /metrics, /openapi.json, /docs
 
-The predict route is a plain ASGI endpoint over our own strict validation: FastAPI's cost per request is
-several times that of the answer, and its errors do not say what to do. Only used by serving processes and
-checks, hence FastAPI at the top.
+Only used by serving processes and checks, hence FastAPI at the top.
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
-from time import perf_counter
-from typing import Any
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any
 
+import anyio
 import anyio.to_thread
 import orjson
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
+from mlops_assets.serving import metrics, stages
+from mlops_assets.serving.admission import Admission
 from mlops_assets.serving.bundle import Release
+from mlops_assets.serving.logs import logs_access
+from mlops_assets.serving.metrics import Metrics
 from mlops_assets.serving.openapi import openapi
-from mlops_assets.serving.plan import EmptyStore, Looked, Store, look_up
-from mlops_assets.serving.prediction_log import Answered, NoLog, PredictionLog, PredictionWriter
-from mlops_assets.serving.releases import FollowedReleases, OneRelease, Releases, Served, Traffic
-from mlops_assets.serving.request import (
-    MAX_BODY,
-    InvalidRequestError,
-    Problem,
-    Question,
-    problems,
-    read_question,
-    request_id,
-)
+from mlops_assets.serving.plan import EmptyStore, Store
+from mlops_assets.serving.predict import Asked, predict
+from mlops_assets.serving.prediction_log import NoLog, PredictionLog, PredictionWriter
+from mlops_assets.serving.problems import InvalidRequestError
+from mlops_assets.serving.releases import FollowedReleases, OneRelease, Releases, Served
 from resources.bentos import BentoStore
 from resources.online.packed_store import OnlineStoreUnavailableError, PackedStore, online_store_url
 from resources.releases import ReleaseStore, Variant
 
-INLINE_ROWS = 32  # more than a thread hop costs; beyond it the event loop would keep others waiting
+if TYPE_CHECKING:
+    from starlette.types import Receive, Scope, Send
+
+    from mlops_assets.serving.answers import Answers
+    from mlops_assets.serving.raw import Raw
+    from mlops_assets.serving.traffic import Traffic
+    from mlops_assets.serving.wire import Part
+
+TELL_SECONDS = 1.0
+THREADS = 2  # large requests answered at a time; more would only share the same processor
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Serving:
-    """What the app answers with: the releases, the online store and the log."""
+    """What the app answers with: the releases, the online store, the log; and what one process keeps of its own."""
 
     releases: Releases
     store: Store
     log: PredictionWriter | NoLog
+    admission: Admission = field(default_factory=Admission)
+    metrics: Metrics = field(default_factory=Metrics)
+    threads: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(THREADS))
+    access_log: bool = field(default_factory=logs_access)
 
     @classmethod
     def following(cls) -> Serving:
@@ -73,82 +86,41 @@ class Serving:
         self.releases.close()
         self.log.close()
 
-    def released(self, model: str) -> Traffic:
-        """The traffic of a model; 404 for one that is unknown, 503 for one that has no release."""
-        traffic = self.state(model).traffic
-        if traffic is None:
-            raise InvalidRequestError.of(
-                f"{model} has no release that can answer", f"Look at /{model}/release for the reason.", "model", 503
-            )
-        return traffic
-
     def state(self, model: str) -> Served:
+        """How a model is served; 404 for one that is unknown."""
         served = self.releases.served(model)
         if served is None:
             known = ", ".join(self.releases.models()) or "none"
             raise InvalidRequestError.of(f"unknown model {model}", f"Ask one of: {known}.", "model", 404)
         return served
 
-    def answer(self, model: str, traffic: Traffic, question: Question) -> list[Answered]:
-        """One answer per row, in order. InvalidRequestError when any row is not what its release asks for."""
-        chosen = [_choose(model, traffic, row) for row in question.rows]
-        _validate(question.rows, chosen)
-        answers: dict[int, Answered] = {}
-        for variant, release in traffic.shares:
-            rows = {i: question.rows[i] for i, (asked, _) in enumerate(chosen) if asked is variant}
-            if rows:
-                looked = self._looked(release, list(rows.values()), question)
-                predictions = release.predict([one.values for one in looked])
-                for (i, row), one, prediction in zip(rows.items(), looked, predictions, strict=True):
-                    answers[i] = _answered(model, variant, release, row, question, one, prediction)
-        return [answers[i] for i in range(len(chosen))]
-
-    def _looked(self, release: Release, rows: list[dict[str, Any]], question: Question) -> list[Looked]:
-        """Inputs from the store by key, or as the row brought them."""
-        plan = release.plan
-        found = iter(look_up(plan, self.store, [row for row in rows if "features" not in row], question.at))
+    def answer(self, model: str, traffic: Traffic, raw: Raw) -> Sequence[Part]:
+        """What each release says to its rows. InvalidRequestError when any row is not what its release asks for."""
         return [
-            Looked([row["features"][name] for name in plan.inputs], {}, []) if "features" in row else next(found)
-            for row in rows
+            (places, self._one(variant, release, raw, places))
+            if variant.role == "champion"
+            else (places, self._challenged(variant, release, traffic, raw, places))
+            for variant, release, places in traffic.split(model, raw)
         ]
 
+    def _one(self, variant: Variant, release: Release, raw: Raw, places: Sequence[int] | None) -> Answers:
+        return stages.answer(release, variant, release.form.read(raw, places), self.store)
 
-def _choose(model: str, traffic: Traffic, row: dict[str, Any]) -> tuple[Variant, Release]:
-    return traffic.choose(model, [row.get(name) for name in traffic.champion.plan.join_keys])
-
-
-def _validate(rows: Sequence[dict[str, Any]], chosen: Sequence[tuple[Variant, Release]]) -> None:
-    found = [
-        replace(problem, row=index)
-        for index, (row, (_, release)) in enumerate(zip(rows, chosen, strict=True))
-        for problem in problems(row, release.plan, release.schema)
-    ]
-    if found:
-        raise InvalidRequestError(found)
-
-
-def _answered(
-    model: str,
-    variant: Variant,
-    release: Release,
-    row: dict[str, Any],
-    question: Question,
-    looked: Looked,
-    value: float,
-) -> Answered:
-    plan = release.plan
-    return Answered(
-        model=model,
-        request_id=request_id(row, plan) or uuid4().hex,
-        at=question.at,
-        release=variant.release,
-        version=variant.version,
-        variant=variant.role,
-        keys={name: row[name] for name in plan.join_keys if name in row},
-        inputs=plan.inputs,
-        looked=looked,
-        prediction=value,
-    )
+    def _challenged(
+        self, variant: Variant, release: Release, traffic: Traffic, raw: Raw, places: Sequence[int] | None
+    ) -> Answers:
+        """The challenger's answer; the champion's, marked, where it fails: a caller never pays for a trial."""
+        try:
+            return self._one(variant, release, raw, places)
+        except OnlineStoreUnavailableError:
+            raise
+        # A broken challenger fails in whatever way its library fails.
+        except Exception as error:
+            answers = self._one(*traffic.shares[-1], raw, places)
+            refused = isinstance(error, InvalidRequestError)
+            logger.warning("challenger %s failed, the champion answered", variant.release, exc_info=not refused)
+            answers.instead_of = variant.release
+            return answers
 
 
 def create_app(open_serving: Callable[[], Serving]) -> FastAPI:
@@ -156,20 +128,56 @@ def create_app(open_serving: Callable[[], Serving]) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        app.state.serving = await anyio.to_thread.run_sync(open_serving)
+        serving = app.state.serving = await anyio.to_thread.run_sync(open_serving)
+        teller = asyncio.create_task(_tell(serving))
         yield
-        await anyio.to_thread.run_sync(app.state.serving.close)
+        teller.cancel()
+        with suppress(asyncio.CancelledError):
+            await teller
+        serving.metrics.tell(serving.admission.depth)
+        await anyio.to_thread.run_sync(serving.close)
 
     app = FastAPI(title="Models", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.openapi = lambda: openapi(app.state.serving.releases)  # type: ignore[method-assign]
     app.add_exception_handler(InvalidRequestError, _refused)  # type: ignore[arg-type]  # typed for any Exception
-    app.add_exception_handler(OnlineStoreUnavailableError, _unavailable)
     app.add_route("/healthz", _healthz, methods=["GET"])
     app.add_route("/readyz", _readyz, methods=["GET"])
+    app.add_route("/metrics", _metrics, methods=["GET"])
     app.add_route("/docs", _docs, methods=["GET"])
-    app.add_route("/{team}/{model}/predict", _predict, methods=["POST"])
+    app.router.routes.append(Route("/{team}/{model}/predict", _Predict(app), methods=["POST"]))
     app.add_route("/{team}/{model}/release", _release, methods=["GET"])
     return app
+
+
+class FrontDoor:
+    """ASGI that answers predictions itself and hands everything else on.
+
+    BentoML's middlewares (tracing, its own metrics, timeouts) and two routers would stand before each answer, and cost
+    several times as much.
+    """
+
+    def __init__(self, app: FastAPI, rest: Any) -> None:
+        self._app = app
+        self._rest = rest
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST":
+            model, slash, verb = scope["path"][1:].rpartition("/")
+            if verb == "predict" and slash and model.count("/") == 1:
+                await predict(self._app.state.serving, Asked(model, dict(scope["headers"])), receive, send)
+                return
+        await self._rest(scope, receive, send)
+
+
+class _Predict:
+    """The same route where no front door is: in tests, and in checks of a Bento."""
+
+    def __init__(self, app: FastAPI) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        model = "{team}/{model}".format(**scope["path_params"])
+        await predict(self._app.state.serving, Asked(model, dict(scope["headers"])), receive, send)
 
 
 def parity(bundle: Path) -> float:
@@ -199,25 +207,28 @@ async def _ask(app: FastAPI, path: str, body: dict[str, Any]) -> dict[str, Any]:
         return answer
 
 
-async def _predict(request: Request) -> Response:
-    started = perf_counter()
-    serving: Serving = request.app.state.serving
-    model = _model(request)
-    traffic = serving.released(model)
-    question = read_question(await _body(request))
-    if len(question.rows) <= INLINE_ROWS:
-        answers = serving.answer(model, traffic, question)
-    else:
-        answers = await anyio.to_thread.run_sync(serving.answer, model, traffic, question)
-    latency = (perf_counter() - started) * 1000
-    for answer in answers:
-        answer.latency_ms = latency
-    serving.log.write(answers)
-    return _json({"model": model, "predictions": [_shown(answer) for answer in answers]})
+async def _tell(serving: Serving) -> None:
+    """Every second: what was counted, and how old the champions are."""
+    while True:
+        await asyncio.sleep(TELL_SECONDS)
+        serving.metrics.tell(serving.admission.depth)
+        served = {model: serving.releases.served(model) for model in serving.releases.models()}
+        cutoffs = {model: _cutoff(now) for model, now in served.items()}
+        serving.metrics.ages({model: cutoff for model, cutoff in cutoffs.items() if cutoff is not None})
+
+
+def _cutoff(served: Served | None) -> datetime | None:
+    """The moment up to which a champion knows the world, as its bundle says."""
+    if served is None or served.traffic is None:
+        return None
+    text = served.traffic.champion.manifest.get("cutoff")
+    moment = datetime.fromisoformat(text) if text else None
+    return moment.replace(tzinfo=moment.tzinfo or UTC) if moment else None
 
 
 async def _release(request: Request) -> Response:
-    return _json(request.app.state.serving.state(_model(request)).to_json())
+    model = "{team}/{model}".format(**request.path_params)
+    return _json(request.app.state.serving.state(model).to_json())
 
 
 async def _healthz(_: Request) -> Response:
@@ -228,6 +239,13 @@ async def _readyz(request: Request) -> Response:
     releases: Releases = request.app.state.serving.releases
     waiting = releases.not_ready()
     return _json({"ready": not waiting, "models": releases.models(), "not_ready": waiting}, 503 if waiting else 200)
+
+
+async def _metrics(request: Request) -> Response:
+    serving: Serving = request.app.state.serving
+    serving.metrics.tell(serving.admission.depth)
+    text, media_type = metrics.page()
+    return Response(text, media_type=media_type)
 
 
 async def _docs(_: Request) -> Response:
@@ -243,40 +261,6 @@ async def _docs(_: Request) -> Response:
 
 async def _refused(_: Request, error: InvalidRequestError) -> Response:
     return _json(error.to_json(), error.status)
-
-
-async def _unavailable(_: Request, error: Exception) -> Response:
-    """Without the online store no features can be looked up; rows that bring their own are still answered."""
-    problem = InvalidRequestError.of(str(error), "Ask again in a moment, or send all inputs under features.", None, 503)
-    answer = _json(problem.to_json(), problem.status)
-    answer.headers["Retry-After"] = "1"
-    return answer
-
-
-def _model(request: Request) -> str:
-    return f"{request.path_params['team']}/{request.path_params['model']}"
-
-
-async def _body(request: Request) -> bytes:
-    """The body, read no further than the limit whatever its header claims."""
-    parts, size = [], 0
-    async for part in request.stream():
-        size += len(part)
-        if size > MAX_BODY:
-            raise InvalidRequestError([Problem("the body is over 8 MiB", "Send fewer rows in a request.")], 413)
-        parts.append(part)
-    return b"".join(parts)
-
-
-def _shown(answer: Answered) -> dict[str, Any]:
-    return {
-        "request_id": answer.request_id,
-        "prediction": answer.prediction,
-        "release": answer.release,
-        "version": answer.version,
-        "variant": answer.variant,
-        "fallbacks": [asdict(fallback) for fallback in answer.looked.fallbacks],
-    }
 
 
 def _json(content: Any, status: int = 200) -> Response:

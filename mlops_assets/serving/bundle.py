@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from math import isnan
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
 from mlops_assets.input_schema import InputSchema
 from mlops_assets.serving.plan import FeaturePlan
+from mlops_assets.serving.request import Form
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 GOLDEN_TOLERANCE = 1e-5
 WARM_UP_CALLS = 5  # the first calls of a tree library build its caches and thread pools
+QUICK_SECONDS = 0.002
 
 
 class BrokenBundleError(ValueError):
@@ -78,6 +82,21 @@ class Release:
         release._check(bundle)
         return release
 
+    @cached_property
+    def form(self) -> Form:
+        """What it asks of a caller."""
+        return Form.of(self.plan, self.schema)
+
+    @cached_property
+    def quick(self) -> bool:
+        """Does it predict a row in a time that an event loop may spare? Measured once, on its first golden row."""
+        return min(self._row_seconds() for _ in range(WARM_UP_CALLS)) < QUICK_SECONDS
+
+    def _row_seconds(self) -> float:
+        began = perf_counter()
+        self.predict(self.golden.rows[:1])
+        return perf_counter() - began
+
     @property
     def model(self) -> str:
         return self.plan.model
@@ -99,8 +118,7 @@ class Release:
             raise BrokenBundleError.of(bundle, "golden.json", "it needs rows, and a prediction for each")
         if (difference := self.golden_difference()) > GOLDEN_TOLERANCE:
             raise GoldenMismatchError.of(self.model, difference)
-        for _ in range(WARM_UP_CALLS):
-            self.predict(self.golden.rows[:1])
+        _ = self.quick
 
 
 def plan_of(bundle: Path) -> FeaturePlan:

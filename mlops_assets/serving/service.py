@@ -7,13 +7,17 @@ records. Only BentoML imports this module, so its imports are not deferred.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import bentoml
+from _bentoml_sdk import Service
 
-from mlops_assets.serving.app import Serving, create_app
+from mlops_assets.serving.app import FrontDoor, Serving, create_app
+from mlops_assets.serving.logs import log_as_json
 
 
 def open_serving() -> Serving:
+    log_as_json()
     bento = Endpoint.bento  # type: ignore[attr-defined]  # the decorator makes it a Service, set when a Bento is loaded
     if bento is None:
         return Serving.following()
@@ -23,7 +27,20 @@ def open_serving() -> Serving:
 app = create_app(open_serving)
 
 
-@bentoml.service(name="endpoint", workers=1, traffic={"timeout": 60}, logging={"access": {"enabled": False}})
+class WithFrontDoor(Service[Any]):
+    """A service whose predictions do not pass BentoML's middlewares."""
+
+    def to_asgi(self, is_main: bool = True) -> Any:
+        return FrontDoor(app, super().to_asgi(is_main))
+
+
+@bentoml.service(
+    name="endpoint",
+    service_class=WithFrontDoor,
+    workers=1,
+    traffic={"timeout": 60},
+    logging={"access": {"enabled": False}},
+)
 @bentoml.asgi_app(app)
 class Endpoint:
     """Models over HTTP; see /openapi.json for those that are served now."""

@@ -43,6 +43,11 @@ class Traffic:
     def champion(self) -> Release:
         return self.shares[-1][1]
 
+    @cached_property
+    def quick(self) -> bool:
+        """May a small request be answered on the event loop, whichever release it falls to?"""
+        return all(release.quick for _, release in self.shares)
+
     def split(self, model: str, raw: Columns) -> Sequence[Part]:
         """Which variant answers which rows, by the entity keys of the champion's plan; in the order of the shares."""
         if len(self.shares) == 1:

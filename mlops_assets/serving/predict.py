@@ -1,0 +1,219 @@
+"""The route that answers, as plain ASGI: from a body to the answers' bytes, once for every format.
+
+A framework's request, response and middleware objects cost several times what the answer does. What is answered
+quickly is answered on the event loop; large requests and slow models in a thread, where they keep no other waiting.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+import anyio.to_thread
+import orjson
+
+from mlops_assets.serving import wire
+from mlops_assets.serving.admission import RETRY_SECONDS, in_time
+from mlops_assets.serving.problems import InvalidRequestError, Problem
+from mlops_assets.serving.raw import MAX_BODY
+from mlops_assets.serving.wire import Part
+from resources.online.packed_store import OnlineStoreUnavailableError
+
+if TYPE_CHECKING:
+    from starlette.types import Receive, Send
+
+    from mlops_assets.serving.answers import Answers
+    from mlops_assets.serving.app import Serving
+    from mlops_assets.serving.breaker import CanaryBreaker
+    from mlops_assets.serving.raw import Raw
+    from mlops_assets.serving.releases import Served
+    from mlops_assets.serving.traffic import Traffic
+
+INLINE_BYTES = 8 * 1024  # some fifty rows; beyond it the event loop would keep others waiting
+JSON = (b"content-type", b"application/json")
+Header = tuple[bytes, bytes]
+Headers = dict[bytes, bytes]
+logger = logging.getLogger(__name__)
+
+
+class Dialect(Protocol):
+    """How rows come in, and answers and refusals go out."""
+
+    def read(self, body: bytes, headers: Headers, traffic: Traffic) -> Raw:
+        """Raises InvalidRequestError."""
+        ...
+
+    def write(self, model: str, parts: Sequence[Part], headers: Headers) -> tuple[bytes, list[Header]]:
+        """The answers' bytes, and the headers that say what they are."""
+        ...
+
+    def refuse(self, error: InvalidRequestError) -> bytes:
+        """A JSON object that says what is wrong."""
+        ...
+
+
+class Native:
+    """Our own requests: rows as JSON, MessagePack or Arrow."""
+
+    def read(self, body: bytes, headers: Headers, traffic: Traffic) -> Raw:  # noqa: ARG002 - as the protocol has it
+        return wire.read(body, headers.get(b"content-type", b"").decode("latin-1"))
+
+    def write(self, model: str, parts: Sequence[Part], headers: Headers) -> tuple[bytes, list[Header]]:
+        accept = headers.get(b"accept", b"*/*")
+        wanted = headers.get(b"content-type", b"") if accept == b"*/*" else accept
+        content, media_type = wire.write(model, parts, wanted.decode("latin-1"))
+        return content, [(b"content-type", media_type.encode())]
+
+    def refuse(self, error: InvalidRequestError) -> bytes:
+        return orjson.dumps(error.to_json())
+
+
+NATIVE = Native()
+
+
+class ClientGoneError(Exception):
+    """The client hung up before its body was whole."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """One request for a model, and when it arrived (by `perf_counter`)."""
+
+    model: str
+    headers: Headers
+    dialect: Dialect = NATIVE
+    arrived: float = field(default_factory=perf_counter)
+
+    @property
+    def id(self) -> str:
+        return self.headers.get(b"x-request-id", b"").decode("latin-1")
+
+    def deadline_ms(self, longest: float) -> float:
+        """The model's own, or less where the caller says so."""
+        given = self.headers.get(b"x-deadline-ms")
+        if given is None:
+            return longest
+        try:
+            return min(float(given), longest)
+        except ValueError as error:
+            raise InvalidRequestError.of(
+                f"x-deadline-ms is {given.decode('latin-1')!r}", "Give milliseconds, e.g. 250.", "x-deadline-ms"
+            ) from error
+
+
+async def predict(serving: Serving, asked: Asked, receive: Receive, send: Send) -> None:
+    """Answer one request; everything that can go wrong becomes an answer that says so."""
+    status = 200
+    try:
+        content, headers = await _reply(serving, asked, receive)
+    except ClientGoneError:
+        return
+    except Exception as error:  # noqa: BLE001  whatever a model raises becomes an answer, and a line of the log
+        refusal = _refusal(asked, error)
+        status, content, headers = refusal.status, asked.dialect.refuse(refusal), _headers_of(refusal)
+    serving.metrics.status(asked.model, status)
+    if b"x-request-id" in asked.headers:
+        headers.append((b"x-request-id", asked.headers[b"x-request-id"]))
+    headers.append((b"content-length", b"%d" % len(content)))
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+    if serving.access_log:
+        spent = round((perf_counter() - asked.arrived) * 1000, 3)
+        told = {"request_id": asked.id, "model": asked.model, "status": status, "ms": spent}
+        logger.info("%s %d", asked.model, status, extra=told)
+
+
+async def _reply(serving: Serving, asked: Asked, receive: Receive) -> tuple[bytes, list[Header]]:
+    queue, size = serving.admission, 0
+    queue.enter()
+    try:
+        message = await receive()
+        body = message.get("body", b"")
+        if message.get("more_body") or not body:
+            body = await _rest(message, receive)
+        queue.hold(len(body))
+        size = len(body)
+        served = serving.state(asked.model)
+        traffic = served.traffic or await _woken(serving, asked.model, served)
+        if size <= INLINE_BYTES and traffic.quick:
+            parts, reply = _answered(serving, asked, traffic, body)
+        else:
+            parts, reply = await anyio.to_thread.run_sync(
+                _answered, serving, asked, traffic, body, limiter=serving.threads
+            )
+        _account(serving, served, parts, perf_counter() - asked.arrived)
+        return reply
+    finally:
+        queue.leave(size)
+
+
+def _answered(
+    serving: Serving, asked: Asked, traffic: Traffic, body: bytes
+) -> tuple[Sequence[Part], tuple[bytes, list[Header]]]:
+    in_time(asked.arrived, asked.deadline_ms(traffic.champion.plan.deadline_ms))
+    parts = serving.answer(asked.model, traffic, asked.dialect.read(body, asked.headers, traffic))
+    return parts, asked.dialect.write(asked.model, parts, asked.headers)
+
+
+def _account(serving: Serving, served: Served, parts: Sequence[Part], seconds: float) -> None:
+    """Log and count what was answered, and tell the shadow what was asked; none of it waits."""
+    for _, answers in parts:
+        answers.latency_ms = seconds * 1000
+        serving.log.write(answers)
+        serving.metrics.answered(answers, seconds)
+        if served.breaker is not None:
+            _observe(served.breaker, answers, seconds)
+        if served.shadow is not None:
+            served.shadow.tell(answers.question)
+
+
+def _observe(breaker: CanaryBreaker, answers: Answers, seconds: float) -> None:
+    if answers.instead_of is None:
+        breaker.observe(answers.variant.role, seconds, False)
+    else:
+        breaker.observe("challenger", seconds, True)
+
+
+async def _woken(serving: Serving, model: str, served: Served) -> Traffic:
+    """A model that sleeps is loaded first; 503 for one that has nothing to answer with."""
+    if served.asleep:
+        served = await anyio.to_thread.run_sync(serving.releases.wake, model, limiter=serving.threads)
+    if served.traffic is None:
+        raise InvalidRequestError.of(
+            f"{model} has no release that can answer", f"Look at /{model}/release for the reason.", "model", 503
+        )
+    return served.traffic
+
+
+async def _rest(message: Any, receive: Receive) -> bytes:
+    """A body that comes in parts, read no further than the limit whatever its header claims."""
+    parts: list[bytes] = []
+    while message["type"] != "http.disconnect":
+        parts.append(message.get("body", b""))
+        if sum(map(len, parts)) > MAX_BODY:
+            raise InvalidRequestError(
+                [Problem(f"the body is over {MAX_BODY // 2**20} MiB", "Send fewer rows in a request.")], 413
+            )
+        if not message.get("more_body"):
+            return b"".join(parts)
+        message = await receive()
+    raise ClientGoneError
+
+
+def _refusal(asked: Asked, error: Exception) -> InvalidRequestError:
+    if isinstance(error, InvalidRequestError):
+        return error
+    if isinstance(error, OnlineStoreUnavailableError):  # rows that bring their own features are still answered
+        return InvalidRequestError.of(
+            str(error), "Ask again in a moment, or send all inputs under features.", None, 503
+        )
+    logger.error("a request of %s failed", asked.model, exc_info=error, extra={"request_id": asked.id})
+    return InvalidRequestError.of("the model failed to answer", "The endpoint's log has the reason.", None, 500)
+
+
+def _headers_of(refusal: InvalidRequestError) -> list[Header]:
+    again = [(b"retry-after", b"%d" % RETRY_SECONDS)] if refusal.status in (429, 503) else []
+    return [JSON, *again]
