@@ -6,6 +6,8 @@ records. Only BentoML imports this module, so its imports are not deferred.
 
 from __future__ import annotations
 
+import gc
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,19 @@ from _bentoml_sdk import Service
 from mlops_assets.serving.app import FrontDoor, Serving, create_app
 from mlops_assets.serving.logs import log_as_json
 
+SWITCH_SECONDS = 0.0005  # how long the log's thread may keep an answer waiting; Python's default is ten times that
+
 
 def open_serving() -> Serving:
     log_as_json()
+    serving = _serving()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    gc.collect()
+    gc.freeze()  # what was imported stays: going through it again would stop every answer for tens of milliseconds
+    return serving
+
+
+def _serving() -> Serving:
     bento = Endpoint.bento  # type: ignore[attr-defined]  # the decorator makes it a Service, set when a Bento is loaded
     if bento is None:
         return Serving.following()
