@@ -1,0 +1,168 @@
+"""Reads files of the prediction log: whole lines, in bounded chunks, as frames.
+
+What a kill left of a last line was never a record. A line that was spoilt since costs no other, and its number is
+missing from its file.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import polars as pl
+
+CHUNK_BYTES = 64 * 1024 * 1024  # about 90,000 answers
+NEAR_BYTES = 64 * 1024
+TEXTS = ("event_times", "fallbacks", "outputs")  # JSON of any shape
+
+
+def columns() -> dict[str, pl.DataType]:
+    """What every answer has, in the order of a table; some are JSON text."""
+    import polars as pl
+
+    time, text = pl.Datetime("us", "UTC"), pl.String()
+    return {
+        "request_id": text,
+        "at": time,
+        "logged_at": time,
+        **dict.fromkeys(("release", "version", "variant", "instead_of", "writer", *TEXTS), text),
+        "prediction": pl.Float64(),
+        "latency_ms": pl.Float64(),
+        "seq": pl.Int64(),
+    }
+
+
+def chunks(path: Path, start: int = 0, size: int = CHUNK_BYTES) -> Iterator[bytes]:
+    """The whole lines of a file from `start`, which a line begins at, some megabytes at a time."""
+    with path.open("rb") as file:
+        file.seek(start)
+        rest = b""
+        while read := file.read(size):
+            whole, found, rest = (rest + read).rpartition(b"\n")
+            if found:
+                yield whole + found
+
+
+def answers(lines: bytes, types: Mapping[str, pl.DataType] | None = None) -> pl.DataFrame:
+    """Those that lines tell of: `columns`, then join keys and inputs by name, but for those named like a column.
+
+    `types` says which keys and inputs to read and as what, which is three times as fast as finding out. Values of
+    another type (of an older declaration) are found out about all the same.
+    """
+    import polars as pl
+
+    frame = _as_told(lines, types) if types is not None else None
+    return (_as_found(lines) if frame is None else frame).filter(pl.col("request_id").is_not_null())
+
+
+def numbers(lines: bytes) -> pl.DataFrame:
+    """What a gap shows in: `writer`, `seq`, and how many answers a line says were `dropped`."""
+    import polars as pl
+
+    schema = {"writer": pl.String(), "seq": pl.Int64(), "dropped": pl.Int64()}
+    found = _parsed(lines, schema)
+    return _parsed(_sound(lines), schema) if found is None else found  # type: ignore[return-value]
+
+
+def start_of(path: Path, moment: float) -> int:
+    """Where to begin for the lines written down at or after a moment (of Unix): a little before the first of them."""
+    low, high = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while high - low > NEAR_BYTES:
+            middle = (low + high) // 2
+            file.seek(middle)
+            file.readline()
+            at = file.tell()
+            if at < high and _logged_before(file.readline(), moment):
+                low = at
+            else:
+                high = middle
+    return low
+
+
+def lines_with(path: Path, request_id: str) -> Iterator[dict[str, Any]]:
+    """The lines of one request, found by their bytes: a gigabyte takes about a second."""
+    import orjson
+
+    needle = b'"request_id":' + orjson.dumps(request_id)
+    if not path.stat().st_size:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(needle)
+        while at >= 0:
+            begin, end = content.rfind(b"\n", 0, at) + 1, content.find(b"\n", at)
+            line = _line(content[begin:end]) if end >= 0 else None
+            if line and line.get("request_id") == request_id:  # it may stand in an input as well
+                yield line
+            at = content.find(needle, end) if end >= 0 else -1
+
+
+def _as_told(lines: bytes, types: Mapping[str, pl.DataType]) -> pl.DataFrame | None:
+    """One pass over the lines; None when a value is not of its type, or a line is none."""
+    import polars as pl
+
+    fixed = columns()
+    some = pl.Struct({name: dtype for name, dtype in types.items() if name not in fixed})
+    frame = _parsed(lines, {**fixed, "keys": some, "inputs": some})
+    if frame is None:
+        return None
+    given = [
+        pl.coalesce(pl.col(place).struct.field(name) for place in ("inputs", "keys")).alias(name)
+        for name in types
+        if name not in fixed
+    ]
+    return frame.select(*fixed, *given)
+
+
+def _as_found(lines: bytes) -> pl.DataFrame:
+    """The same with the types that the values have."""
+    import polars as pl
+
+    fixed = columns()
+    lines = _sound(lines)
+    if not lines:
+        return pl.DataFrame(schema=fixed)
+    shapes = pl.read_ndjson(lines, infer_schema_length=None).schema
+    given = {place: pl.Struct(dict(shapes.get(place) or pl.Struct({}))) for place in ("keys", "inputs")}  # type: ignore[call-overload]
+    frame = pl.read_ndjson(lines, schema={**fixed, **given})
+    taken = {*fixed, *(field.name for field in given["inputs"].fields)}
+    keys = [pl.col("keys").struct.field(field.name) for field in given["keys"].fields if field.name not in taken]
+    inputs = [pl.col("inputs").struct.field(field.name) for field in given["inputs"].fields if field.name not in fixed]
+    return frame.select(*fixed, *keys, *inputs)
+
+
+def _parsed(lines: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame | None:
+    """None when a line is not so."""
+    import polars as pl
+
+    if not lines:
+        return pl.DataFrame(schema=schema)
+    try:
+        frame = pl.read_ndjson(lines, schema=schema)
+    except (pl.exceptions.ComputeError, pl.exceptions.SchemaError):
+        return None
+    return None if frame["seq"].null_count() else frame
+
+
+def _sound(lines: bytes) -> bytes:
+    """Without those that are no answers; slow, and only needed where there are some."""
+    return b"".join(line for line in lines.splitlines(keepends=True) if _line(line) is not None)
+
+
+def _line(line: bytes) -> dict[str, Any] | None:
+    import orjson
+
+    try:
+        found = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) and "seq" in found else None
+
+
+def _logged_before(line: bytes, moment: float) -> bool:
+    found = _line(line)
+    return found is not None and datetime.fromisoformat(found["logged_at"]).timestamp() < moment
