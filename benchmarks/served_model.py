@@ -27,7 +27,6 @@ INPUTS = tuple(f"f{number}" for number in range(10))
 VIEWS = {"bench__first": INPUTS[:5], "bench__second": INPUTS[5:]}
 KEYS = 10_000
 PUBLISHED = datetime(2026, 1, 1, tzinfo=UTC)
-WHO = {"by": "benchmark", "why": "to be measured"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class Bundle:
     def release(self, version: str) -> str:
         """Build its Bento and give it all traffic; returns the tag."""
         tag = self.build(version)
-        ReleaseStore().start_canary(MODEL, tag, version, [100], **WHO)
+        ReleaseStore().start_canary(MODEL, tag, version, [100], by="benchmark", why="to be measured")
         return tag
 
     def build(self, version: str) -> str:
