@@ -56,6 +56,9 @@ if TYPE_CHECKING:
         Popularity as Popularity,
     )
     from mlops_assets.declarations import (
+        PostProcessing as PostProcessing,
+    )
+    from mlops_assets.declarations import (
         Search as Search,
     )
     from mlops_assets.declarations import (
@@ -75,6 +78,9 @@ if TYPE_CHECKING:
     )
     from mlops_assets.declarations import (
         on_demand as on_demand,
+    )
+    from mlops_assets.declarations import (
+        postprocess as postprocess,
     )
     from mlops_assets.declarations import (
         source as source,
@@ -122,6 +128,7 @@ __all__ = [
     "OnDemandView",
     "Parity",
     "Popularity",
+    "PostProcessing",
     "Search",
     "Serve",
     "Source",
@@ -131,6 +138,7 @@ __all__ = [
     "feature_view",
     "labels",
     "on_demand",
+    "postprocess",
     "source",
 ]
 _FIELDS = {"Bool", "Field", "Float64", "Float64Array", "Int64", "String", "UnixTimestamp"}

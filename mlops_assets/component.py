@@ -9,6 +9,7 @@ refused here with the same words. Other components in the team folders are loade
 
 from collections.abc import Sequence
 from datetime import timedelta
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -18,15 +19,18 @@ from pydantic import Field
 
 from mlops_assets.catalog import Catalog
 from mlops_assets.declarations import (
+    DeclarationError,
     FloatRange,
     Gate,
     IntRange,
     ModelPipeline,
     Monitor,
     Parity,
+    PostProcessing,
     Search,
     Serve,
     TimeSplit,
+    WithoutStore,
 )
 
 WEEKDAYS = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
@@ -125,6 +129,27 @@ class MonitorSpec(dg.Model):
         )
 
 
+class ServeSpec(dg.Model):
+    """`Serve`, the deadline in seconds."""
+
+    canary: list[int] = Field(default_factory=lambda: list(Serve.canary))
+    max_error_share: float = Serve.max_error_share
+    max_latency_ratio: float = Serve.max_latency_ratio
+    min_requests: int = Serve.min_requests
+    without_store: WithoutStore = Serve.without_store
+    deadline_seconds: float = Serve.deadline.total_seconds()
+
+    def serve(self) -> Serve:
+        return Serve(
+            canary=self.canary,
+            max_error_share=self.max_error_share,
+            max_latency_ratio=self.max_latency_ratio,
+            min_requests=self.min_requests,
+            without_store=self.without_store,
+            deadline=timedelta(seconds=self.deadline_seconds),
+        )
+
+
 class ParitySpec(dg.Model):
     """`Parity`."""
 
@@ -146,9 +171,11 @@ class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
     gate: GateSpec
     split: SplitSpec = SplitSpec()
     search: SearchSpec = SearchSpec()
-    canary: Sequence[int] = (10, 50, 100)
+    serve: ServeSpec | None = None
+    canary: Sequence[int] | None = None  # short for `serve: {canary: ...}`
     monitor: MonitorSpec = MonitorSpec()
     parity: ParitySpec = ParitySpec()
+    postprocess: str | None = None  # "module:name" of a function declared with @postprocess
     description: str = ""
     owners: Sequence[str] = ()
 
@@ -166,18 +193,43 @@ class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
             gate=Gate(**self.gate.model_dump()),
             split=self.split.split(),
             search=self.search.search(),
-            serve=Serve(tuple(self.canary)),
+            serve=self._serve(),
             monitor=self.monitor.monitor(),
             parity=Parity(**self.parity.model_dump()),
+            postprocess=_post_processing(self.postprocess) if self.postprocess else None,
             description=self.description,
             owners=tuple(self.owners),
         )
+
+    def _serve(self) -> Serve:
+        if self.canary is None:
+            return (self.serve or ServeSpec()).serve()
+        if self.serve is not None:
+            raise DeclarationError.of(
+                f"model '{self.team}/{self.name}'", "canary", list(self.canary), "one place", "Say it under `serve`."
+            )
+        return Serve(tuple(self.canary))
 
     def build_defs(self, context: dg.ComponentLoadContext) -> dg.Definitions:  # noqa: ARG002  Dagster's signature
         from mlops_assets.catalog import gather_python
         from mlops_assets.pipeline import model_definitions
 
         return model_definitions(self.pipeline(gather_python()))
+
+
+def _post_processing(path: str) -> PostProcessing:
+    """What `module:name` names, which must have been declared with `@postprocess`."""
+    module, _, name = path.partition(":")
+    try:
+        found = getattr(import_module(module), name, None)
+    except (ImportError, ValueError) as error:
+        raise DeclarationError.of("YAML", "postprocess", path, "module:name", f"{error}.") from error
+    if isinstance(found, PostProcessing):
+        return found
+    known = sorted(name for name, value in vars(import_module(module)).items() if isinstance(value, PostProcessing))
+    raise DeclarationError.of(
+        "YAML", "postprocess", path, ", ".join(known) or f"none in {module}", "Name a function under @postprocess."
+    )
 
 
 def load_components(

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 EVENT_TIMESTAMP = "event_timestamp"
 KNOWN_AT = "label_known_at"
 NUMBERS = ("Float64", "Int64")
+PREDICTION = "prediction"
+OUTPUT_TYPES = ("Bool", "Int64", "Float64", "String")
+# What an answer, its line in the log and a batch score have already.
+ANSWER = (
+    *("model", "request_id", PREDICTION, "release", "version", "variant", "fallbacks", "outputs", "instead_of"),
+    *("at", "logged_at", "writer", "seq", "latency_ms", "event_times"),
+)
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Task = Literal["classification", "regression"]
 WithoutStore = Literal["refuse", "fall back"]
@@ -396,15 +403,7 @@ class OnDemandView(_Computed):
 
     def expressions(self) -> dict[str, pl.Expr]:
         """One expression per column of the schema, over columns named as the inputs; cast to its declared type."""
-        import polars as pl
-
-        computed = self.compute(**{name: pl.col(name) for name in self.inputs})
-        made = computed if isinstance(computed, Mapping) else dict.fromkeys([*self.schema][:1], computed)
-        if set(made) != set(self.schema):
-            raise DeclarationError.of(
-                self.title, "function", sorted(made), ", ".join(self.schema), "Return one expression for each column."
-            )
-        return {name: made[name].cast(field.polars).alias(name) for name, field in self.schema.items()}
+        return _expressions(self.title, self.compute, self.inputs, self.schema)
 
     def __getitem__(self, features: Sequence[str]) -> ComputedSelection:
         return ComputedSelection(self, (features,) if isinstance(features, str) else tuple(features))
@@ -412,6 +411,57 @@ class OnDemandView(_Computed):
     @property
     def selection(self) -> ComputedSelection:
         return self[tuple(self.schema)]
+
+
+@dataclass(frozen=True)
+class PostProcessing(_Computed):
+    """What an answer says beside the prediction: columns made from it and from the model's inputs, row by row.
+
+    The function's parameters name what it reads: `prediction` or inputs of the model. As that of an on-demand view
+    it is given Polars expressions, and returns one (or a mapping, one for each column of `schema`).
+    """
+
+    name: str
+    team: str
+    schema: Mapping[str, Field]
+    compute: Callable[..., pl.Expr | Mapping[str, pl.Expr]]
+    description: str = ""
+    owners: tuple[str, ...] = ()
+
+    kind: ClassVar[str] = "post-processing"
+
+    def __post_init__(self) -> None:
+        _named(self.kind, self.name)
+        types = {column.dtype for column in self.schema.values()}
+        if not self.schema or types - set(OUTPUT_TYPES):
+            allowed = f"at least one column of {', '.join(OUTPUT_TYPES)}"
+            raise DeclarationError.of(self.title, "schema", dict(self.schema), allowed, "Name its columns and types.")
+
+    def expressions(self) -> dict[str, pl.Expr]:
+        """One expression per column of the schema, cast to its declared type."""
+        return _expressions(self.title, self.compute, self.inputs, self.schema)
+
+    def reads(self, model: ModelPipeline) -> dict[str, Field]:
+        """What it reads of a model, by name. Raises DeclarationError where it does not fit the model."""
+        from mlops_assets.serving.transform import NotRowByRowError, refuse_unless_row_by_row
+
+        known = {PREDICTION: Field("Float64", "What the model predicts"), **model.input_fields}
+        if unknown := [name for name in self.inputs if name not in known]:
+            raise DeclarationError.of(self.title, "parameter", unknown, ", ".join(known), "Name what the model has.")
+        labels = {model.labels.key, *model.labels.columns, *model.labels.join_keys}
+        if taken := sorted(set(self.schema) & {*ANSWER, *known, *labels}):
+            raise DeclarationError.of(
+                self.title, "schema", taken, "names that neither an answer, an input nor a label has", "Rename it."
+            )
+        fields = {name: known[name] for name in self.inputs}
+        try:
+            for name, expression in self.expressions().items():
+                refuse_unless_row_by_row(name, expression, fields)
+        except NotRowByRowError as error:
+            raise DeclarationError.of(
+                self.title, "function", str(error), "expressions on each row", error.fix
+            ) from error
+        return fields
 
 
 @dataclass(frozen=True)
@@ -443,6 +493,21 @@ class Labels(_Table):
             **self.request,
             **self.schema,
         }
+
+
+def _expressions(
+    title: str, compute: Callable[..., Any], inputs: Sequence[str], schema: Mapping[str, Field]
+) -> dict[str, pl.Expr]:
+    """What a function of columns makes: one expression for each column of its schema, of its type, by its name."""
+    import polars as pl
+
+    computed = compute(**{name: pl.col(name) for name in inputs})
+    made = computed if isinstance(computed, Mapping) else dict.fromkeys([*schema][:1], computed)
+    if set(made) != set(schema):
+        raise DeclarationError.of(
+            title, "function", sorted(made), ", ".join(schema), "Return one expression for each column."
+        )
+    return {name: made[name].cast(field.polars).alias(name) for name, field in schema.items()}
 
 
 def _table(kind: type[Any], options: dict[str, Any]) -> Callable[[Callable[..., Any]], Any]:
@@ -503,6 +568,16 @@ def on_demand(
     options = {**locals(), "owners": tuple(owners)}
     read = tuple(item if isinstance(item, Labels) else item.selection for item in reads)
     return _table(OnDemandView, {**options, "reads": read})
+
+
+def postprocess(
+    *,
+    team: str | None = None,
+    schema: Mapping[str, Field],
+    owners: Sequence[str] = (),
+) -> Callable[[Callable[..., Any]], PostProcessing]:
+    """Declare the decorated function as what answers say beside the prediction; its parameters name what it reads."""
+    return _table(PostProcessing, {**locals(), "owners": tuple(owners)})
 
 
 def labels(
@@ -700,6 +775,7 @@ class ModelPipeline:
     serve: Serve = Serve()
     monitor: Monitor = Monitor()
     parity: Parity = Parity()
+    postprocess: PostProcessing | None = None
     description: str = ""
     owners: tuple[str, ...] = ()
 
@@ -717,6 +793,8 @@ class ModelPipeline:
             )
         self._validate_metric()
         self._validate_columns()
+        if self.postprocess is not None:
+            self.postprocess.reads(self)
 
     def _validate_metric(self) -> None:
         from mlops_assets.metrics import METRICS

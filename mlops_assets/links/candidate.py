@@ -59,7 +59,9 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         owners=spec.owners(model.owners, model.team),
         kinds={"mlflow", model.trainer.framework},
         tags=spec.model_tags(model, LINK),
-        code_version=spec.declared_version(model, model.trainer, model.split, model.search, model.gate),
+        code_version=spec.declared_version(
+            model, model.trainer, model.split, model.search, model.gate, *_post_processing(model)
+        ),
         partitions_def=model.cutoffs,
         pool="training",
         automation_condition=spec.on_arrival(),
@@ -91,6 +93,14 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         yield from (spec.check_result(key, verdict, version=version) for verdict in verdicts)
 
     return candidate
+
+
+def _post_processing(model: ModelPipeline) -> list[Any]:
+    """What makes a candidate another one, since its bundle carries it: nothing where none is declared."""
+    from mlops_assets.serving.postprocess import Postprocess
+
+    post = Postprocess.of(model)
+    return [json.dumps(post.to_json(), sort_keys=True)] if post else []
 
 
 @contextmanager
@@ -187,8 +197,9 @@ def champion_says(
 
 
 def _complete_bundle(model: ModelPipeline, out: Path, trained: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
-    """Add what only the platform knows: where each input is found, and where the model comes from."""
+    """Add what only the platform knows: where each input is found, what an answer says, where the model comes from."""
     from mlops_assets.serving.plan import FeaturePlan
+    from mlops_assets.serving.postprocess import Postprocess
 
     manifest = {
         **{name: value for name, value in origin.items() if name != "training_set_hash"},
@@ -202,6 +213,8 @@ def _complete_bundle(model: ModelPipeline, out: Path, trained: Mapping[str, Any]
     }
     for name, document in (("plan.json", FeaturePlan.of(model).to_json()), ("manifest.json", manifest)):
         (out / BUNDLE / name).write_text(json.dumps(document, indent=2))
+    if post := Postprocess.of(model):
+        post.write(out / BUNDLE, model.inputs)
 
 
 def _training_set_hash(model: ModelPipeline, context: dg.AssetExecutionContext) -> str | None:

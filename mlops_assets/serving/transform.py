@@ -105,7 +105,7 @@ class Transform:
         return cls(
             view.id,
             {name: field.dtype for name, field in view.input_fields.items()},
-            {name: b64encode(expressions[name].meta.serialize()).decode() for name in selection.features},
+            {name: serialised(expressions[name]) for name in selection.features},
         )
 
     def columns(self, known: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
@@ -113,27 +113,34 @@ class Transform:
         import polars as pl
 
         types = {name: Field(dtype).polars for name, dtype in self.inputs.items()}
-        given = {name: _series(name, [row.get(name) for row in known], dtype) for name, dtype in types.items()}
-        return pl.DataFrame(given).select(self._expressions).to_dict(as_series=False)
+        given = {name: series_of(name, [row.get(name) for row in known], dtype) for name, dtype in types.items()}
+        return pl.DataFrame(given).select(self.expressions).to_dict(as_series=False)
 
     @cached_property
-    def _expressions(self) -> list[pl.Expr]:
-        return [_expression(name, b64decode(text, validate=True)) for name, text in self.features.items()]
+    def expressions(self) -> list[pl.Expr]:
+        """The features, each under its own name, over columns named as the inputs."""
+        return [deserialised(name, text) for name, text in self.features.items()]
 
 
-def _expression(feature: str, serialised: bytes) -> pl.Expr:
-    """The expression; one that would run Python is refused before anything of it is read."""
+def serialised(expression: pl.Expr) -> str:
+    """The expression as a document holds it: base64 of Polars' own form."""
+    return b64encode(expression.meta.serialize()).decode()
+
+
+def deserialised(feature: str, text: str) -> pl.Expr:
+    """The expression that `serialised` gave; one that would run Python is refused before anything of it is read."""
     import polars as pl
 
-    if PYTHON in serialised:
+    form = b64decode(text, validate=True)
+    if PYTHON in form:
         raise NotRowByRowError.of(feature, "calls a Python function")
-    return pl.Expr.deserialize(BytesIO(serialised))
+    return pl.Expr.deserialize(BytesIO(form))
 
 
-def _series(name: str, values: list[Any], dtype: pl.DataType) -> pl.Series:
-    """Values as requests and the online store give them: times may be ISO text."""
+def series_of(name: str, values: list[Any], dtype: pl.DataType, *, strict: bool = True) -> pl.Series:
+    """Values as requests and the online store give them: times may be ISO text; unless `strict`, misfits are null."""
     import polars as pl
 
     if dtype.is_temporal() and any(isinstance(value, str) for value in values):
         return pl.Series(name, values, pl.String).str.to_datetime(time_unit="us", time_zone="UTC")
-    return pl.Series(name, values, dtype)
+    return pl.Series(name, values, dtype, strict=strict)

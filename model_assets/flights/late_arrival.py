@@ -4,14 +4,46 @@ from __future__ import annotations
 
 from datetime import timedelta
 
+import polars as pl
+
 from feature_assets.flights.aircraft import aircraft_use
 from feature_assets.flights.arrivals import arrivals
 from feature_assets.flights.congestion import origin_congestion
 from feature_assets.flights.entities import OWNERS, weekly
 from feature_assets.flights.punctuality import carrier_punctuality, route_punctuality
 from feature_assets.flights.weather import weather_hourly
-from mlops_assets import FloatRange, Gate, IntRange, ModelPipeline, Monitor, Search, Serve, TimeSplit
+from mlops_assets import (
+    Bool,
+    FloatRange,
+    Gate,
+    IntRange,
+    ModelPipeline,
+    Monitor,
+    Search,
+    Serve,
+    String,
+    TimeSplit,
+    postprocess,
+)
 from mlops_assets.trainers import XGBoostClassifier
+
+WARN = 0.35  # about the sixth of flights that are likeliest to be late
+
+
+@postprocess(
+    schema={
+        "likely_late": Bool("Worth a warning to who waits at the gate"),
+        "risk": String("How likely a late arrival is: low, raised or high"),
+    }
+)
+def lateness(prediction: pl.Expr) -> dict[str, pl.Expr]:
+    """What a probability means to the people at the gate."""
+    high, raised = prediction >= WARN, prediction >= WARN / 2
+    return {
+        "likely_late": high,
+        "risk": pl.when(high).then(pl.lit("high")).when(raised).then(pl.lit("raised")).otherwise(pl.lit("low")),
+    }
+
 
 late_arrival = ModelPipeline(
     name="late_arrival",
@@ -35,5 +67,6 @@ late_arrival = ModelPipeline(
     ),
     gate=Gate(metric="roc_auc", at_least=0.65, beats_champion_by=0.0, slices=["carrier", "origin"]),
     serve=Serve(canary=[10, 50, 100]),
+    postprocess=lateness,
     monitor=Monitor(psi=0.2, metric_drop=0.03, cooldown=timedelta(days=7)),
 )

@@ -25,7 +25,9 @@ from mlops_assets.component import (
     GateSpec,
     ModelPipelineComponent,
     MonitorSpec,
+    ParitySpec,
     SearchSpec,
+    ServeSpec,
     SplitSpec,
     load_components,
 )
@@ -36,6 +38,7 @@ from mlops_assets.declarations import (
     IntRange,
     ModelPipeline,
     Monitor,
+    Parity,
     Search,
     Serve,
     TimeSplit,
@@ -157,12 +160,33 @@ def test_what_is_left_out_is_what_python_leaves_out(load):
 
 
 @pytest.mark.parametrize(
-    ("words", "declaration"), [(GateSpec, Gate), (MonitorSpec, Monitor), (SplitSpec, TimeSplit), (SearchSpec, Search)]
+    ("words", "declaration"),
+    [
+        *((GateSpec, Gate), (MonitorSpec, Monitor), (ParitySpec, Parity), (SplitSpec, TimeSplit), (SearchSpec, Search)),
+        (ServeSpec, Serve),
+    ],
 )
 def test_yaml_has_a_word_for_every_field(words: type[dg.Model], declaration: type[Any]):
-    """Durations are in days; nothing can be said in Python alone."""
+    """Durations are in days, a deadline in seconds; nothing can be said in Python alone."""
     fields = {field.name for field in dataclasses.fields(declaration)}
-    assert {name.removesuffix("_days") for name in words.model_fields} == fields
+    assert {name.removesuffix("_days").removesuffix("_seconds") for name in words.model_fields} == fields
+
+
+def test_a_model_has_a_word_for_every_field():
+    """`canary` alone is short for `serve`."""
+    fields = {field.name for field in dataclasses.fields(ModelPipeline)}
+    assert set(ModelPipelineComponent.model_fields) == fields | {"canary"}
+
+
+def test_what_serving_promises_and_answers_say_can_be_written(load):
+    """Every word of `Serve`, and the Python path of the post-processing; what is left out is as Python leaves it."""
+    from model_assets.flights.late_arrival import lateness
+
+    words = {"canary": [5, 100], "max_error_share": 0.05, "without_store": "fall back", "deadline_seconds": 1.5}
+    model = load(canary=None, serve=words, postprocess="model_assets.flights.late_arrival:lateness")
+    assert model.serve == Serve([5, 100], 0.05, without_store="fall back", deadline=timedelta(seconds=1.5))
+    assert model.postprocess is lateness
+    assert load(canary=None, serve={}).serve == load(canary=None).serve == Serve()
 
 
 def test_a_cutoff_is_there_from_its_first_moment_on():
@@ -188,6 +212,11 @@ def test_a_cutoff_is_there_from_its_first_moment_on():
         ({"gate": {"metric": "roc_auc"}}, DeclarationError, r"exactly one.*State the floor"),
         ({"split": {"window_days": 20}}, DeclarationError, r"window is.*Leave rows to train on"),
         ({"search": {"trials": 0}}, DeclarationError, r"trials is 0"),
+        ({"serve": {"canary": [100]}}, DeclarationError, r"canary is \[20, 100\] \(allowed: one place\)"),
+        ({"canary": None, "serve": {"min_requests": 0}}, DeclarationError, r"min_requests from 1"),
+        ({"postprocess": "model_assets.nowhere:x"}, DeclarationError, r"postprocess is .*No module named"),
+        ({"postprocess": "model_assets.flights.late_arrival:late"}, DeclarationError, r"\(allowed: lateness\)"),
+        ({"postprocess": "lateness"}, DeclarationError, r"\(allowed: module:name\)"),
         ({"name": "Late"}, DeclarationError, r"name is 'Late'.*Rename"),
     ],
 )
