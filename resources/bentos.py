@@ -43,8 +43,15 @@ CODE = (  # what the serving process imports, relative to the project
     "resources/releases.py",
 )
 PROJECT = Path(__file__).resolve().parents[1]
-PACKAGES = ("fastapi", "filelock", "numpy", "orjson")
-FRAMEWORK_PACKAGES = {"sklearn": ("scikit-learn", "skops")}  # where they are not named as the framework is
+PACKAGES = ("fastapi", "filelock", "msgpack", "numpy", "orjson", "polars")  # Polars writes answers as Arrow
+SERVING_GRAPH = "serving.onnx"  # a model that has one needs its framework no more
+FRAMEWORK_PACKAGES = {  # where they are not only the one that is named as the framework is
+    "sklearn": ("scikit-learn", "skops"),
+    "onnx": ("onnx", "onnxruntime"),
+    "torch": ("torch", "safetensors"),
+    "mlx": ("mlx", "safetensors"),
+    "keras": ("keras", "torch", "safetensors"),
+}
 BUILD_SECONDS = 300
 # `python -m bentoml`, but an editable install of this project may not lend the Bento what CODE forgot.
 BENTOML_ALONE = """
@@ -163,8 +170,7 @@ def _run_bentoml(context: Path, store: Path, model: str, version: str) -> None:
 
 
 def _bentofile(bundle: Path, model: str, name: str, labels: Mapping[str, str]) -> dict[str, Any]:
-    framework = json.loads((bundle / "manifest.json").read_bytes())["framework"]
-    packages = [*PACKAGES, *FRAMEWORK_PACKAGES.get(framework, (framework,)), *_sometimes(bundle)]
+    packages = [*PACKAGES, *_answering(bundle), *_sometimes()]
     return {
         "service": SERVICE,
         "name": name,
@@ -176,10 +182,16 @@ def _bentofile(bundle: Path, model: str, name: str, labels: Mapping[str, str]) -
     }
 
 
-def _sometimes(bundle: Path) -> Iterator[str]:
-    """What only some Bentos need: Polars for features on demand, hiredis where the platform may have a Redis."""
-    if json.loads((bundle / "plan.json").read_bytes())["transforms"]:
-        yield "polars"
+def _answering(bundle: Path) -> tuple[str, ...]:
+    """The packages that the model itself is answered with."""
+    if (bundle / "model" / SERVING_GRAPH).is_file():
+        return ("onnxruntime",)
+    framework = json.loads((bundle / "manifest.json").read_bytes())["framework"]
+    return FRAMEWORK_PACKAGES.get(framework, (framework,))
+
+
+def _sometimes() -> Iterator[str]:
+    """What only some Bentos need: hiredis, where the platform may have a Redis."""
     if find_spec("hiredis"):
         yield "hiredis"
 

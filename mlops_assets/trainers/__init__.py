@@ -4,10 +4,15 @@ A trainer is a declared value (a class and its parameters); the framework is imp
 fits, saves or loads. Model files are in safe formats only: loading one never runs code from it, so
 a pickle is refused wherever it turns up. A new framework is a new file here, with its trainers and
 a function `load(directory) -> Predictor`; nothing else needs to know it.
+
+A model is saved twice where that is exact: in its framework's own format, and as `serving.onnx`, which
+ONNX Runtime answers from in microseconds and without the framework (see `graphs`). What folders hold here
+is shared by several frameworks.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -21,6 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 if TYPE_CHECKING:
     import numpy as np
 
+    from mlops_assets.trainers.graphs.graph import Graph
     from mlops_assets.trainers.lightgbm import (
         LightGBMClassifier as LightGBMClassifier,
     )
@@ -45,6 +51,10 @@ if TYPE_CHECKING:
     probability of the positive class, or the value. Safe to call from several threads."""
 
 Task = Literal["classification", "regression"]
+
+logger = logging.getLogger(__name__)
+
+SERVING_GRAPH = "serving.onnx"
 
 # Threads of a tree library that wait by spinning starve each other as soon as two trainings share a machine:
 # the same fit took minutes beside another one, and seconds alone. Read by libgomp when it is loaded.
@@ -124,8 +134,31 @@ class Trainer(ABC):
         """
 
     @abstractmethod
-    def save(self, model: Any, directory: Path) -> None:
-        """Write the model into `directory` (made if missing) in the framework's safe format."""
+    def write(self, model: Any, directory: Path) -> None:
+        """Write the model into `directory`, which exists, in the framework's safe format."""
+
+    def graph(self, model: Any) -> Graph | None:  # noqa: ARG002 - a default that frameworks override
+        """The model as an ONNX graph, None where the framework has none; NotConvertibleError where this model has."""
+        return None
+
+    def save(self, model: Any, directory: Path, rows: np.ndarray | None = None) -> None:
+        """Write the model into `directory` (made if missing), and `serving.onnx` if that answers the same.
+
+        `rows`, as `fit` takes them, are among those that the two are compared on.
+        """
+        from mlops_assets.trainers.graphs import exact
+        from mlops_assets.trainers.graphs.graph import NotConvertibleError
+
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / SERVING_GRAPH).unlink(missing_ok=True)
+        self.write(model, directory)
+        try:
+            graph = self.graph(model)
+        except NotConvertibleError as reason:
+            logger.info("%s: %r is served by its own library: %s", directory, self, reason)
+            return
+        if graph is not None:
+            exact.add_graph(directory, graph, native_predictor(self.framework, directory), rows)
 
     def learned(self, model: Any) -> dict[str, Any]:  # noqa: ARG002 - a default that frameworks override
         """Parameters that early stopping found, to be fixed when refitting without validation rows."""
@@ -148,7 +181,7 @@ class Trainer(ABC):
 
 def frameworks() -> list[str]:
     """The frameworks that have a file here."""
-    return sorted(module.name for module in iter_modules(__path__))
+    return sorted(module.name for module in iter_modules(__path__) if not module.ispkg)
 
 
 @cache
@@ -171,11 +204,20 @@ def trainer_named(name: str, **params: Any) -> Trainer:
 
 
 def load_predictor(framework: str, directory: Path) -> Predictor:
-    """The model saved in `directory` by a trainer of `framework`.
+    """The model saved in `directory` by a trainer of `framework`, as it serves: its ONNX graph if it has one.
 
     Raises UnknownTrainerError for a framework that has no file here, UnsafeModelFileError for a file
     that is not what the framework's trainer writes, FileNotFoundError where there is none.
     """
+    if framework in frameworks() and (directory / SERVING_GRAPH).is_file():
+        from mlops_assets.trainers.graphs import runtime
+
+        return runtime.load(directory)
+    return native_predictor(framework, directory)
+
+
+def native_predictor(framework: str, directory: Path) -> Predictor:
+    """The same by the framework's own library; raises as `load_predictor` does."""
     if framework not in frameworks():
         raise UnknownTrainerError.of("framework", framework, frameworks())
     predictor: Predictor = import_module(f"{__name__}.{framework}").load(directory)

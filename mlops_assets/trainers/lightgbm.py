@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,8 +14,24 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mlops_assets.trainers import Predictor
+    from mlops_assets.trainers.graphs.graph import Graph
+    from mlops_assets.trainers.graphs.trees import Link, Tree
 
+TINY = 1.0000000180025095e-35  # LightGBM's kZeroThreshold, a float32
 FILE = "model.txt"
+LINKS: Mapping[str, Link] = {  # from the sum of the leaves to the answer, by objective
+    "binary": "Sigmoid",
+    "cross_entropy": "Sigmoid",
+    "regression": "Identity",
+    "regression_l1": "Identity",
+    "huber": "Identity",
+    "fair": "Identity",
+    "quantile": "Identity",
+    "mape": "Identity",
+    "poisson": "Exp",
+    "gamma": "Exp",
+    "tweedie": "Exp",
+}
 DEFAULTS = {"n_estimators": 300, "learning_rate": 0.1, "num_leaves": 31, "early_stopping_rounds": 30}
 
 
@@ -48,9 +65,17 @@ class _LightGBM(Trainer):
             callbacks=[lgb.early_stopping(patience, verbose=False)],
         )
 
-    def save(self, model: lgb.Booster, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+    def write(self, model: lgb.Booster, directory: Path) -> None:
         model.save_model(directory / FILE)
+
+    def graph(self, model: lgb.Booster) -> Graph:
+        """The booster as one ONNX operator."""
+        from mlops_assets.trainers.graphs.trees import Forest
+
+        document = model.dump_model()
+        link = _link(document["objective"])
+        trees = [_tree(tree["tree_structure"]) for tree in document["tree_info"]]
+        return Forest(trees, model.num_feature(), "<=", link).graph()
 
     def learned(self, model: lgb.Booster) -> dict[str, Any]:
         return {"n_estimators": model.best_iteration if model.best_iteration > 0 else model.num_trees()}
@@ -104,3 +129,62 @@ def load(directory: Path) -> Predictor:
         return np.asarray(booster.predict(x, num_threads=threads()), dtype=np.float64)
 
     return predict
+
+
+def _link(objective: str) -> Link:
+    """The link of an objective as LightGBM writes it, e.g. `binary sigmoid:1`."""
+    from mlops_assets.trainers.graphs.graph import NotConvertibleError
+
+    name, *settings = objective.split()
+    if name not in LINKS or "sqrt" in settings:
+        raise NotConvertibleError.of("objective", objective, LINKS)
+    return LINKS[name]
+
+
+def _tree(root: Mapping[str, Any]) -> Tree:
+    """A tree of LightGBM's JSON, its nodes in the order that they are met."""
+    import numpy as np
+
+    from mlops_assets.trainers.graphs.trees import Tree
+
+    rows: list[dict[str, Any]] = []
+
+    def add(node: Mapping[str, Any]) -> int:
+        rows.append(row := _leaf(node) if "leaf_value" in node else _split(node))
+        place = len(rows) - 1
+        if not row["leaf"]:
+            row["yes"], row["no"] = add(node["left_child"]), add(node["right_child"])
+        return place
+
+    add(root)
+    return Tree(**{name: np.array([row[name] for row in rows]) for name in rows[0]})
+
+
+def _leaf(node: Mapping[str, Any]) -> dict[str, Any]:
+    nothing = dict.fromkeys(("column", "threshold", "yes", "no", "missing_yes"), 0)
+    return {"leaf": True, "value": node["leaf_value"], **nothing}
+
+
+def _split(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A column that never missed a value in training reads NaN as 0, and every column reads what is tiny as 0."""
+    from mlops_assets.trainers.graphs.graph import NotConvertibleError
+
+    if (kind := node["decision_type"]) != "<=":
+        raise NotConvertibleError.of("kind of split", kind, ["<="])
+    if (missing := node["missing_type"]) not in {"NaN", "None"}:
+        raise NotConvertibleError.of("missing value", missing, ["NaN", "None"])
+    nan_goes_left = node["default_left"] if missing == "NaN" else node["threshold"] >= 0
+    return {
+        "leaf": False,
+        "column": node["split_feature"],
+        "threshold": _beyond_tiny(node["threshold"]),
+        "missing_yes": nan_goes_left,
+        "value": 0.0,
+    }
+
+
+def _beyond_tiny(threshold: float) -> float:
+    """The threshold that says of every value what LightGBM says, which takes those within TINY of 0 for 0."""
+    if not -TINY <= threshold <= TINY:
+        return threshold
+    return TINY if threshold >= 0 else math.nextafter(-TINY, -math.inf)

@@ -17,8 +17,18 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mlops_assets.trainers import Predictor
+    from mlops_assets.trainers.graphs.graph import Graph
+    from mlops_assets.trainers.graphs.trees import Link, Tree
 
 FILE = "model.skops"
+LINKS: Mapping[str, Link] = {  # from the sum of the leaves to the answer, by loss
+    "HalfBinomialLoss": "Sigmoid",
+    "HalfSquaredError": "Identity",
+    "AbsoluteError": "Identity",
+    "PinballLoss": "Identity",
+    "HalfPoissonLoss": "Exp",
+    "HalfGammaLoss": "Exp",
+}
 TRUSTED = frozenset(
     {
         "builtins.dict",
@@ -80,17 +90,21 @@ class _Sklearn(Trainer):
                 type(self).__name__, "model", f"is {kind!r}", f"Choose one of: {', '.join(self.estimators)}."
             )
         if kind == "linear":
-            return self._linear(settings, seed).fit(x, y)
+            # in double: a float32 of, say, seconds since 1970 has no precision left once it is scaled
+            return self._linear(settings, seed).fit(x.astype("float64"), y)
         x = _without_empty_columns(x)
         if x_valid is None:
             return self._boosting(settings | {"early_stopping": False}, seed).fit(x, y)
         return self._boosting(settings | {"early_stopping": True}, seed).fit(x, y, X_val=x_valid, y_val=y_valid)
 
-    def save(self, model: Any, directory: Path) -> None:
+    def write(self, model: Any, directory: Path) -> None:
         import skops.io
 
-        directory.mkdir(parents=True, exist_ok=True)
         skops.io.dump(model, directory / FILE)
+
+    def graph(self, model: Any) -> Graph:
+        """Boosting as one operator of trees, the linear pipeline as a product."""
+        return _boosting_graph(model) if hasattr(model, "_predictors") else _linear_graph(model)
 
     def learned(self, model: Any) -> dict[str, Any]:
         return {"max_iter": int(model.n_iter_)} if hasattr(model, "do_early_stopping_") else {}
@@ -141,6 +155,63 @@ def _without_empty_columns(x: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(x).all(axis=0), np.float32(0), x)
 
 
+def _boosting_graph(model: Any) -> Graph:
+    from mlops_assets.trainers.graphs.graph import NotConvertibleError
+    from mlops_assets.trainers.graphs.trees import Forest
+
+    loss = type(model._loss).__name__  # noqa: SLF001 - scikit-learn shows neither its trees nor their link elsewhere
+    if loss not in LINKS:
+        raise NotConvertibleError.of("loss", loss, LINKS)
+    trees = [_tree(predictor.nodes) for (predictor,) in model._predictors]  # noqa: SLF001
+    base = float(model._baseline_prediction.item())  # noqa: SLF001
+    return Forest(trees, model.n_features_in_, "<=", LINKS[loss], base).graph()
+
+
+def _tree(nodes: np.ndarray) -> Tree:
+    from mlops_assets.trainers.graphs.graph import NotConvertibleError
+    from mlops_assets.trainers.graphs.trees import Tree
+
+    if nodes["is_categorical"].any():
+        raise NotConvertibleError.of("kind of split", "a category", ["a threshold"])
+    return Tree(
+        leaf=nodes["is_leaf"].astype(bool),
+        column=nodes["feature_idx"],
+        threshold=nodes["num_threshold"],
+        yes=nodes["left"].astype(int),
+        no=nodes["right"].astype(int),
+        missing_yes=nodes["missing_go_to_left"],
+        value=nodes["value"],
+    )
+
+
+def _linear_graph(model: Any) -> Graph:
+    """Medians for what is missing, then one product in double: scaling is folded into its weights."""
+    import numpy as np
+
+    from mlops_assets.trainers.graphs.graph import Graph, assemble, cast, node
+
+    imputer, scaler, estimator = (step for _, step in model.steps)
+    weights = np.ravel(estimator.coef_) / scaler.scale_
+    medians = imputer.statistics_.astype(np.float64)
+    constants = {
+        "medians": medians[np.newaxis, :],
+        "weights": weights[:, np.newaxis],
+        "intercept": np.ravel(estimator.intercept_) - weights @ scaler.mean_,
+    }
+    last = "share" if hasattr(model, "predict_proba") else "sum"
+    nodes = [
+        cast("x", "doubles"),
+        node("IsNaN", ["doubles"], "missing"),
+        node("Where", ["missing", "medians", "doubles"], "whole"),
+        node("MatMul", ["whole", "weights"], "product"),
+        node("Add", ["product", "intercept"], "sum"),
+        *([node("Sigmoid", ["sum"], "share")] if last == "share" else []),
+    ]
+    spread = np.array([-3.0, 0.0, 1.0])
+    edges = [mean + scale * spread for mean, scale in zip(scaler.mean_, scaler.scale_, strict=True)]
+    return Graph(assemble(nodes, constants, len(weights), last), edges)
+
+
 def load(directory: Path) -> Predictor:
     import numpy as np
     import skops.io
@@ -150,8 +221,8 @@ def load(directory: Path) -> Predictor:
         raise UnsafeModelFileError.of(path, "only types that a trainer of ours writes", f"also {', '.join(strange)}")
     model = skops.io.load(path, trusted=sorted(TRUSTED & set(skops.io.get_untrusted_types(file=path))))
     if hasattr(model, "predict_proba"):
-        return lambda x: np.asarray(model.predict_proba(x)[:, 1], dtype=np.float64)
-    return lambda x: np.asarray(model.predict(x), dtype=np.float64)
+        return lambda x: np.asarray(model.predict_proba(x.astype(np.float64))[:, 1], dtype=np.float64)
+    return lambda x: np.asarray(model.predict(x.astype(np.float64)), dtype=np.float64)
 
 
 def _types(path: Path) -> set[str]:

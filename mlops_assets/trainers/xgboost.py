@@ -6,6 +6,8 @@ people to pickle them.
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -17,8 +19,20 @@ if TYPE_CHECKING:
     import xgboost as xgb
 
     from mlops_assets.trainers import Predictor
+    from mlops_assets.trainers.graphs.graph import Graph
+    from mlops_assets.trainers.graphs.trees import Link, Tree
 
 FILE = "model.ubj"
+LINKS: Mapping[str, Link] = {  # from the sum of the leaves to the answer, by objective
+    "binary:logistic": "Sigmoid",
+    "reg:logistic": "Sigmoid",
+    "reg:squarederror": "Identity",
+    "reg:absoluteerror": "Identity",
+    "reg:pseudohubererror": "Identity",
+    "count:poisson": "Exp",
+    "reg:gamma": "Exp",
+    "reg:tweedie": "Exp",
+}
 DEFAULTS = {"n_estimators": 300, "learning_rate": 0.1, "max_depth": 6, "early_stopping_rounds": 30}
 
 
@@ -55,9 +69,17 @@ class _XGBoost(Trainer):
         # a booster predicts with every tree it has, also those grown after its best round
         return booster[: booster.best_iteration + 1]
 
-    def save(self, model: xgb.Booster, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+    def write(self, model: xgb.Booster, directory: Path) -> None:
         model.save_model(directory / FILE)
+
+    def graph(self, model: xgb.Booster) -> Graph:
+        """The booster as one ONNX operator."""
+        from mlops_assets.trainers.graphs.trees import Forest
+
+        learner = json.loads(model.save_raw("json"))["learner"]
+        link, base = _link(learner)
+        trees = [_tree(tree) for tree in _gradient_trees(learner["gradient_booster"])]
+        return Forest(trees, model.num_features(), "<", link, base).graph()
 
     def learned(self, model: xgb.Booster) -> dict[str, Any]:
         return {"n_estimators": model.num_boosted_rounds()}
@@ -107,6 +129,51 @@ def load(directory: Path) -> Predictor:
         return booster.inplace_predict(x, validate_features=False).astype(np.float64)
 
     return predict
+
+
+def _link(learner: Mapping[str, Any]) -> tuple[Link, float]:
+    """The link of a booster, and the sum that it starts from: `base_score` is written as an answer."""
+    from mlops_assets.trainers.graphs.graph import NotConvertibleError
+
+    objective = learner["objective"]["name"]
+    if objective not in LINKS:
+        raise NotConvertibleError.of("objective", objective, LINKS)
+    score = json.loads(learner["learner_model_param"]["base_score"])
+    base = float(score[0] if isinstance(score, list) else score)
+    link = LINKS[objective]
+    return link, {"Identity": base, "Sigmoid": _logit(base), "Exp": math.log(base) if base > 0 else 0.0}[link]
+
+
+def _logit(share: float) -> float:
+    return math.log(share / (1 - share)) if 0 < share < 1 else 0.0
+
+
+def _gradient_trees(booster: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    from mlops_assets.trainers.graphs.graph import NotConvertibleError
+
+    if booster["name"] != "gbtree":
+        raise NotConvertibleError.of("booster", booster["name"], ["gbtree"])
+    trees: list[Mapping[str, Any]] = booster["model"]["trees"]
+    return trees
+
+
+def _tree(tree: Mapping[str, Any]) -> Tree:
+    """A tree of XGBoost's JSON: a leaf has no left child, and its value stands where a split has its threshold."""
+    import numpy as np
+
+    from mlops_assets.trainers.graphs.trees import Tree
+
+    # written as the shortest decimal of a float32, which as a double would be another threshold
+    left, condition = np.array(tree["left_children"]), np.array(tree["split_conditions"], dtype=np.float32)
+    return Tree(
+        leaf=left == -1,
+        column=np.array(tree["split_indices"]),
+        threshold=condition,
+        yes=left,
+        no=np.array(tree["right_children"]),
+        missing_yes=np.array(tree["default_left"]),
+        value=condition,
+    )
 
 
 def _number(value: float | list[float]) -> float:

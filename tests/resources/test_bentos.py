@@ -108,12 +108,13 @@ def test_an_unknown_bento_is_an_error_that_lists_the_known(bentos: BentoStore, b
             bentos.path(asked)
 
 
-@pytest.mark.parametrize("transforms", [[], [{"view": "flights/pressure", "inputs": {}, "features": {}}]])
-def test_polars_comes_along_where_features_are_computed_on_demand(bundle: Path, transforms: list[Any]) -> None:
-    """And only there: it is most of what an image would weigh."""
+@pytest.mark.parametrize(("graph", "needs"), [(False, "xgboost"), (True, "onnxruntime")])
+def test_a_bento_takes_what_answers_its_model(bundle: Path, graph: bool, needs: str) -> None:
+    """The framework, or ONNX Runtime alone where the model has a graph: half a gigabyte less for a tree."""
     from resources.bentos import _bentofile
 
-    (bundle / "plan.json").write_text(json.dumps({"transforms": transforms}))
-    packages = _bentofile(bundle, MODEL, "flights_late_arrival", LABELS)["python"]["packages"]
-    assert any(package.startswith("polars==") for package in packages) is bool(transforms)
-    assert any(package.startswith("hiredis==") for package in packages), "a Bento may be told of a Redis"
+    if graph:
+        (bundle / "model" / "serving.onnx").write_bytes(b"")
+    packages = {package.split("==")[0] for package in _bentofile(bundle, MODEL, "name", LABELS)["python"]["packages"]}
+    assert {"xgboost", "onnxruntime"} & packages == {needs}
+    assert "hiredis" in packages, "a Bento may be told of a Redis"
