@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mlops_assets.input_schema import InputSchema
 from mlops_assets.serving.plan import FeaturePlan
+from mlops_assets.serving.postprocess import Postprocess
 from mlops_assets.serving.request import Form
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Release:
     schema: InputSchema
     golden: Golden
     predictor: Callable[[NDArray[np.float32]], NDArray[np.float64]]
-    postprocess: Any = None
+    postprocess: Postprocess | None = None
 
     @classmethod
     def load(cls, bundle: Path) -> Self:
@@ -78,6 +79,7 @@ class Release:
             schema=_part(bundle, "schema.json", InputSchema.from_json),
             golden=_part(bundle, "golden.json", lambda golden: Golden(**golden)),
             predictor=load_predictor(manifest["framework"], bundle / "model"),
+            postprocess=Postprocess.load(bundle),
         )
         release._check(bundle)
         return release
