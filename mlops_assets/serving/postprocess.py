@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from mlops_assets.declarations import ModelPipeline
+    from mlops_assets.serving.answers import Inputs
 
 FILE = "postprocess.json"
 FEW_ROWS = 256  # beyond it Polars is quicker than row by row
@@ -146,6 +147,14 @@ class Postprocess:
         ]
         return self._select(columns, predictions)
 
+    def outputs_of(self, inputs: Inputs, names: Sequence[str], predictions: Sequence[float]) -> dict[str, list[Any]]:
+        """The same for inputs of any kind, of which no more is read than the outputs need."""
+        frame = getattr(inputs, "frame", None)
+        if frame is not None and len(predictions) > FEW_ROWS:
+            return self.outputs_of_frame(frame, predictions)
+        rows = inputs.rows() if self._reads_inputs else [()] * len(predictions)
+        return self.outputs(rows, names, predictions)
+
     def outputs_of_frame(self, frame: pl.DataFrame, predictions: Sequence[float]) -> dict[str, list[Any]]:
         """The same for a frame that holds the inputs by name."""
         columns = [frame[name].cast(kind, strict=False) for name, kind in self._types.items() if name != PREDICTION]
@@ -156,6 +165,10 @@ class Postprocess:
 
         said = pl.Series(PREDICTION, predictions, pl.Float64)
         return pl.DataFrame([*columns, said]).select(self._expressions).to_dict(as_series=False)
+
+    @cached_property
+    def _reads_inputs(self) -> bool:
+        return bool(self.inputs.keys() - {PREDICTION})
 
     @cached_property
     def _types(self) -> dict[str, pl.DataType]:

@@ -23,7 +23,7 @@ def answer(release: Release, variant: Variant, question: Question, store: Store)
     predictions = release.predictor(matrix).tolist()
     predicted = perf_counter()
     post = release.postprocess
-    outputs = {} if post is None else post.outputs(inputs.rows(), release.plan.inputs, predictions)
+    outputs = {} if post is None else post.outputs_of(inputs, release.plan.inputs, predictions)
     ended = perf_counter()
     return Answers(
         model=release.plan.model,

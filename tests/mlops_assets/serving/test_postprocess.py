@@ -14,6 +14,7 @@ import pytest
 from mlops_assets import Bool, Float64, Float64Array, Int64, ModelPipeline, PostProcessing, String, postprocess
 from mlops_assets.catalog import gather_python
 from mlops_assets.declarations import DeclarationError
+from mlops_assets.serving.answers import FrameInputs, RowInputs
 from mlops_assets.serving.bundle import BrokenBundleError
 from mlops_assets.serving.folding import PREDICTION
 from mlops_assets.serving.postprocess import FEW_ROWS, FILE, Postprocess
@@ -117,9 +118,9 @@ def test_one_row_and_many_and_a_frame_are_answered_alike(folds: bool) -> None:
     many = post.outputs(rows, names, said)
     alone = [post.outputs([row], names, [one]) for row, one in zip(rows, said, strict=True)]
     assert many == {name: [one[name][0] for one in alone] for name in SAID}
-    frame = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.Float32), orient="row").select(*names[::-1])
-    assert post.outputs_of_frame(frame.cast(pl.Float64), said)["likely_late"] == many["likely_late"]
-    assert post.outputs_of_frame(frame.clear(), []) == {name: [] for name in SAID}
+    frame = pl.DataFrame(rows, schema=dict.fromkeys(names, pl.Float64), orient="row").select(*names[::-1])
+    assert post.outputs_of(RowInputs(rows), names, said) == post.outputs_of(FrameInputs(frame), names, said) == many
+    assert post.outputs_of(FrameInputs(frame.clear()), names, []) == {name: [] for name in SAID}
 
 
 def test_no_python_is_loaded_from_a_bundle(bundle: Path) -> None:
