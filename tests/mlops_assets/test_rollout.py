@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from mlops_assets.rollout import MIN_REQUESTS, evidence
-from mlops_assets.serving.plan import Looked
-from mlops_assets.serving.prediction_log import Answered, PredictionLog
+from mlops_assets.serving.answers import Answers, Question, RowInputs
+from mlops_assets.serving.prediction_log import PredictionLog
 from resources.releases import Variant
 
 if TYPE_CHECKING:
@@ -19,15 +19,8 @@ CUTOFF = "2013-07-01"
 def answer(model: str, variant: Variant, count: int, latency_ms: float) -> None:
     """The log of so many answers of a variant, each taking so long."""
     writer, now = PredictionLog().writer(), datetime.now(UTC)
-    writer.write(
-        [
-            Answered(
-                *(model, f"{variant.role} {n}", now, variant.release, variant.version, variant.role),
-                *({}, (), Looked([], {}, []), 0.5, latency_ms),
-            )
-            for n in range(count)
-        ]
-    )
+    question = Question(now, [f"{variant.role} {n}" for n in range(count)], {})
+    writer.write(Answers(model, variant, question, (), RowInputs([()] * count), [0.5] * count, latency_ms=latency_ms))
     writer.close()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from mlops_assets.links.predictions import columns, logged
-from mlops_assets.serving.plan import Looked
-from mlops_assets.serving.prediction_log import Answered, PredictionLog
+from mlops_assets.serving.answers import Answers, Question, RowInputs
+from mlops_assets.serving.prediction_log import PredictionLog
 
 if TYPE_CHECKING:
     from conftest import Platform
@@ -21,30 +21,27 @@ DAY, TABLE = "2013-07-01", "flights/late_arrival/predictions"
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
 
 
-def answers(platform: Platform, count: int, *, without: tuple[str, ...] = ()) -> list[Answered]:
-    """Answers of the champion to flights by their minute, with its inputs (all but those `without`)."""
+def answers(platform: Platform, *numbers: int, without: tuple[str, ...] = (), at: datetime = NOON) -> Answers:
+    """What the champion said to a request about some flights, with its inputs (all but those `without`)."""
     champion = platform.published["release"].champion
     inputs = [name for name in platform.model.inputs if name not in without]
     texts = ("carrier", "aircraft_manufacturer")
     keys = {"origin": "EWR", "dest": "SFO", "carrier": "UA", "tailnum": "N1"}
-    return [
-        Answered(
-            *(platform.model.id, f"flight {n}", NOON + timedelta(minutes=n)),
-            *(champion.release, champion.version, "champion", keys, inputs),
-            Looked(["UA" if name in texts else float(n) for name in inputs], {}, []),
-            prediction=n / count,
-        )
-        for n in range(count)
-    ]
+    question = Question(
+        at, [f"flight {n}" for n in numbers], {name: [key] * len(numbers) for name, key in keys.items()}
+    )
+    values = [["UA" if name in texts else float(n) for name in inputs] for n in numbers]
+    return Answers(platform.model.id, champion, question, inputs, RowInputs(values), [n / 100 for n in numbers])
 
 
-def write(given: list[Answered]) -> Path:
+def write(*some: Answers) -> Path:
     """One writer's file with the answers."""
     writer = PredictionLog().writer()
-    writer.write(given)
+    for given in some:
+        writer.write(given)
     writer.close()
-    (*_, newest) = sorted(Path(PredictionLog()._root).rglob("*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
-    return newest
+    files = PredictionLog().files(some[0].model, NOON.date())
+    return max(files, key=lambda path: path.stat().st_mtime_ns)
 
 
 @pytest.fixture
@@ -61,7 +58,7 @@ def table(platform: Platform) -> Iterator[Any]:
 
 def test_every_answer_is_a_row_with_the_features_as_used(platform: Platform, table: Any) -> None:
     """By its id, with the declared columns and types, whatever order it was written in; again, it is the same table."""
-    write(answers(platform, 20))
+    write(answers(platform, *range(20)))
     ran, rows = table()
     assert ran.checks["no_gap"].passed and rows["request_id"].to_list() == [f"flight {n}" for n in range(20)]
     assert rows["distance"].to_list() == [float(n) for n in range(20)]
@@ -79,11 +76,11 @@ def test_every_answer_is_a_row_with_the_features_as_used(platform: Platform, tab
 )
 def test_a_spoilt_line_is_named_and_costs_no_other(spoil: Any, platform: Platform, table: Any) -> None:
     """The check fails as a warning with the writer and the number of what is missing; the other answers are there."""
-    path = write(answers(platform, 10))
+    path = write(answers(platform, *range(10)))
     path.write_bytes(b"\n".join(spoil(path.read_bytes().splitlines())) + b"\n")
     ran, rows = table()
     assert ran.failed == {"no_gap"} and rows.height == 9 and "flight 3" not in rows["request_id"]
-    assert f"1 answers are missing from the log {{'{path.stem}': [3]}}" in ran.checks["no_gap"].description
+    assert f"1 answers are missing from the log {{'{DAY}/{path.name}': [3]}}" in ran.checks["no_gap"].description
 
 
 def test_a_day_without_answers_is_an_empty_table_and_no_verdict(platform: Platform, table: Any) -> None:
@@ -97,7 +94,7 @@ def test_a_day_without_answers_is_an_empty_table_and_no_verdict(platform: Platfo
 
 def test_answers_of_an_older_declaration_keep_their_place(platform: Platform) -> None:
     """A feature that was declared since is null in them."""
-    write(answers(platform, 3, without=("temp",)))
+    write(answers(platform, *range(3), without=("temp",)))
     rows = logged(platform.model, PredictionLog().read(platform.model.id, NOON.date()))
     assert rows.height == 3 and rows["temp"].null_count() == 3 and rows["dewp"].null_count() == 0
 
@@ -109,7 +106,7 @@ def test_a_feature_declared_since_does_not_stop_the_drift_report(platform: Platf
     assert old.run("training_set", "candidate", partition="2013-07-01").ok
     old.promotion.promote(old.model, "2", by="ann", why="without aircraft")
     gone = tuple(set(platform.model.inputs) - set(old.model.inputs))
-    write(answers(platform, 20, without=gone))
+    write(answers(platform, *range(20), without=gone))
     ran = platform.run("predictions", "drift_report", partition=DAY)
     assert ran.ok, ran.trouble
     assert "aircraft_age" not in ran.facts["drift_report"]["columns"] and "temp" in ran.facts["drift_report"]["columns"]

@@ -40,12 +40,14 @@ from mlops_assets import (
 from mlops_assets.catalog import asset_key
 from mlops_assets.links.online import newest_rows, recent
 from mlops_assets.parity.report import Report, alike, differences, feature_parity, features_in_time
-from mlops_assets.serving.plan import FeaturePlan, Looked, look_up, microseconds
-from mlops_assets.serving.prediction_log import Answered, PredictionLog
+from mlops_assets.serving.answers import Answers, Question, RowInputs
+from mlops_assets.serving.plan import FeaturePlan, look_up, microseconds
+from mlops_assets.serving.prediction_log import PredictionLog
 from mlops_assets.trainers import XGBoostClassifier
 from resources.bentos import BentoStore
 from resources.lake import Lake, NotMaterializedError
 from resources.online.packed_store import PackedStore
+from resources.releases import Variant
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 START = datetime(2013, 7, 1, tzinfo=UTC)
@@ -183,14 +185,12 @@ class World:
         """
         plan = plan or FeaturePlan.of(self.model)
         asked = [{KEY: name, "distance": 100.0} for name in PLACES]
-        given = [Looked([1.0] * len(plan.inputs), {}, []) for _ in asked]
-        inputs = given if brought else look_up(plan, self.store, asked, at)
-        answers = [
-            Answered(
-                "t/m", f"{at:%H%M} {row[KEY]}", at, tag, "1", "champion", {KEY: row[KEY]}, plan.inputs, looked, 0.5
-            )
-            for row, looked in zip(asked, inputs, strict=True)
-        ]
+        ids = [f"{at:%H%M} {name}" for name in PLACES]
+        looked = None if brought else look_up(plan, self.store, asked, at)
+        values = [[1.0] * len(plan.inputs) for _ in asked] if looked is None else [one.values for one in looked]
+        question = Question(at, ids, {KEY: PLACES}, asked)
+        champion = Variant(tag, "1", 100)
+        answers = Answers("t/m", champion, question, plan.inputs, RowInputs(values), [0.5] * len(ids), looked=looked)
         writer = self.log.writer()
         writer.write(answers)
         writer.close()
