@@ -29,7 +29,7 @@ FEW_ROWS = 8  # up to here row by row is quicker than column by column
 
 
 class _Codes(dict[Any, float]):
-    """What each category is encoded as; NaN for one that training never saw."""
+    """What each category is encoded as; NaN for none, and for one that training never saw."""
 
     def __missing__(self, _: Any) -> float:
         return NAN
@@ -58,8 +58,12 @@ class Column:
 
     @cached_property
     def index(self) -> dict[Any, float]:
-        """The number each category is encoded as."""
-        return {category: float(at) for at, category in enumerate(self.categories)}
+        """The number each category is encoded as, and NaN any other."""
+        return _Codes((category, float(at)) for at, category in enumerate(self.categories))
+
+    def codes(self, values: Sequence[Any]) -> list[float]:
+        """What the values of a String column are encoded as."""
+        return [*map(self.index.__getitem__, values)]
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -124,9 +128,7 @@ class InputSchema:
     @cached_property
     def _codes(self) -> dict[int, Callable[[Any], float]]:
         """Where the strings stand, and what turns each into a number; the rest converts by itself."""
-        return {
-            at: _Codes(column.index).__getitem__ for at, column in enumerate(self.columns) if column.dtype == "String"
-        }
+        return {at: column.index.__getitem__ for at, column in enumerate(self.columns) if column.dtype == "String"}
 
     def encode(self, rows: Sequence[Sequence[Any]]) -> np.ndarray:
         """Rows of Python values in column order, as float32 of shape (rows, numbers).

@@ -5,13 +5,13 @@ Which fields it must have is a release's to say (`request.Form`); that it has ro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    import polars as pl
+    from mlops_assets.serving.columns import Values
 
 # A batch of so many rows of fifty numbers still fits MAX_BODY and is read in a few tens of milliseconds; who has more
 # sends several requests, which then spread over the workers too.
@@ -37,18 +37,18 @@ class Rows:
 
 @dataclass(slots=True, frozen=True)
 class Table:
-    """Many rows as a frame, and the moment (UTC) they ask about."""
+    """Many rows as columns of one length, and the moment (UTC) they ask about."""
 
-    frame: pl.DataFrame
+    columns: Mapping[str, Values]
     at: datetime
 
     @property
     def size(self) -> int:
-        return self.frame.height
+        return next(iter(self.columns.values())).size
 
     def column(self, name: str) -> Sequence[Any]:
         """A value a row, None where the table lacks the column."""
-        return self.frame[name].to_list() if name in self.frame.columns else [None] * self.size
+        return self.columns[name].to_list() if name in self.columns else [None] * self.size
 
 
 Raw: TypeAlias = Rows | Table

@@ -65,7 +65,9 @@ class Form:
     def read(self, raw: Raw, places: Sequence[int] | None = None) -> answers.Question:
         """The question that the rows (or those at `places`) ask. InvalidRequestError when any is not as asked for."""
         if isinstance(raw, Table):
-            raise NotImplementedError("tables are read by the next change")
+            from mlops_assets.serving.table import read_table
+
+            return read_table(self, raw, places)
         rows = raw.rows
         if places is not None:
             _refuse_mixed(rows)
@@ -121,9 +123,12 @@ class Form:
         return {type(row[key]) for row in rows if key in row} <= {str, int}
 
     def _ids(self, rows: Given) -> list[str]:
-        """The caller's own id of each row where the label key gives one."""
         key = self.plan.key
-        return [new_id() if (given := row.get(key)) is None else str(given) for row in rows]
+        return self.ids([row.get(key) for row in rows])
+
+    def ids(self, given: Sequence[Any]) -> list[str]:
+        """The caller's own id of each row, and a new one where the label key gives none."""
+        return [new_id() if one is None else str(one) for one in given]
 
     def _refuse(self, rows: Given, places: Sequence[int] | None) -> None:
         """Raise what is wrong with the rows; nothing may be, where they only could not be proved valid."""

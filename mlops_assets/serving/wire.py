@@ -10,25 +10,26 @@ when it is not JSON; so no page of another site can make a browser ask in the us
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
-from mlops_assets.serving.answers import Answers
 from mlops_assets.serving.problems import InvalidRequestError, Problem
 from mlops_assets.serving.raw import MAX_ROWS, Raw, Rows
+from mlops_assets.serving.replies import Part, reply_rows
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
 ARROW = "application/vnd.apache.arrow.stream"
+ALIASES = {kind: kind for kind in (JSON, MSGPACK, ARROW)} | {"application/x-msgpack": MSGPACK}
 EXAMPLE = '{"rows": [{...}], "at": "2013-04-01T12:00:00+00:00"}'
-Part = tuple[Sequence[int] | None, Answers]  # the rows of the request it answers, None for all of them
 
 
 def read(body: bytes, content_type: str = JSON) -> Raw:
     """What a body says. InvalidRequestError when it is not that, with status 415 when its type is none of ours."""
-    reader = READERS.get(content_type) or READERS.get(media_type(content_type))
+    reader = READERS.get(content_type) or READERS.get(ALIASES.get(media_type(content_type), ""))
     if reader is None:
         raise InvalidRequestError.of(
             f"the content type {content_type!r} is not known", f"Send one of: {', '.join(READERS)}.", status=415
@@ -49,14 +50,31 @@ def _read_json(body: bytes) -> Rows:
     return _rows_of(asked)
 
 
-READERS: dict[str, Callable[[bytes], Raw]] = {JSON: _read_json}
+def _read_msgpack(body: bytes) -> Rows:
+    import msgpack
+
+    try:
+        asked = msgpack.unpackb(body)
+    except ValueError as error:
+        raise InvalidRequestError.of(f"the body is not MessagePack ({error})", f"Send {EXAMPLE}.") from error
+    return _rows_of(asked)
+
+
+def _read_arrow(body: bytes) -> Raw:
+    from mlops_assets.serving.arrow import read_arrow
+
+    return read_arrow(body)
+
+
+READERS: dict[str, Callable[[bytes], Raw]] = {JSON: _read_json, MSGPACK: _read_msgpack, ARROW: _read_arrow}
 
 
 def _rows_of(asked: Any) -> Rows:
-    if not isinstance(asked, dict):
+    if type(asked) is not dict:
         raise InvalidRequestError.of("the body is not an object", f"Send {EXAMPLE}.")
-    if unknown := asked.keys() - {"rows", "at"}:
-        raise InvalidRequestError.of("unknown field", "Use rows and at.", ", ".join(sorted(map(str, unknown))))
+    if len(asked) > ("rows" in asked) + ("at" in asked):
+        unknown = ", ".join(sorted(map(str, asked.keys() - {"rows", "at"})))
+        raise InvalidRequestError.of("unknown field", "Use rows and at.", unknown)
     return Rows(_rows(asked.get("rows")), moment(asked.get("at")))
 
 
@@ -90,49 +108,55 @@ def moment(at: Any) -> datetime:
 
 
 def write(model: str, parts: Sequence[Part], accept: str = JSON) -> tuple[bytes, str]:
-    """The answers in the order of the request's rows, and the media type that they are written in."""
+    """The answers in the order of the request's rows, and the media type that they are written in.
+
+    `accept` is a media type of `WRITERS`, or a header: see `wanted`.
+    """
     writer = WRITERS.get(accept)
-    return (writer or _write_json)(model, parts), accept if writer else JSON
+    if writer is None:
+        writer = WRITERS[accept := wanted(accept)]
+    return writer(model, parts), accept
+
+
+def wanted(accept: str, content_type: str = JSON) -> str:
+    """The media type to answer in: the best that `Accept` names and we have, else that of the request."""
+    if accept in WRITERS:
+        return accept
+    for offer in sorted(accept.split(","), key=_quality, reverse=True):
+        kind = media_type(offer)
+        if offer and _quality(offer) and kind in ALIASES:
+            return ALIASES[kind]
+    return ALIASES.get(media_type(content_type), JSON)
+
+
+def _quality(offer: str) -> float:
+    """The `q` of one offer of an Accept header."""
+    _, _, quality = offer.replace(" ", "").partition(";q=")
+    try:
+        return float(quality.partition(";")[0] or 1)
+    except ValueError:
+        return 0.0
 
 
 def _write_json(model: str, parts: Sequence[Part]) -> bytes:
-    return orjson.dumps({"model": model, "predictions": shown(parts)})
+    return orjson.dumps({"model": model, "predictions": reply_rows(parts)})
 
 
-WRITERS: dict[str, Callable[[str, Sequence[Part]], bytes]] = {JSON: _write_json}
+def _write_msgpack(model: str, parts: Sequence[Part]) -> bytes:
+    import msgpack
+
+    packed: bytes = msgpack.packb({"model": model, "predictions": reply_rows(parts)}, default=asdict)
+    return packed
 
 
-def shown(parts: Sequence[Part]) -> list[dict[str, Any]]:
-    """Each answer as an object, in the order of the request's rows."""
-    if len(parts) == 1 and parts[0][0] is None:
-        return _shown(parts[0][1])
-    placed = {place: one for places, part in parts for place, one in _placed(places, part)}
-    return [placed[place] for place in sorted(placed)]
+def _write_arrow(_: str, parts: Sequence[Part]) -> bytes:
+    from mlops_assets.serving.arrow import write_arrow
+
+    return write_arrow(parts)
 
 
-def _placed(places: Sequence[int] | None, part: Answers) -> Any:
-    return zip(range(len(part.predictions)) if places is None else places, _shown(part), strict=True)
-
-
-def _shown(part: Answers) -> list[dict[str, Any]]:
-    variant = part.variant
-    release, version, role = variant.release, variant.version, variant.role
-    none: list[Any] = []
-    answers: list[dict[str, Any]] = [
-        {
-            "request_id": request_id,
-            "prediction": prediction,
-            "release": release,
-            "version": version,
-            "variant": role,
-            "fallbacks": none,
-        }
-        for request_id, prediction in zip(part.question.ids, part.predictions, strict=True)
-    ]
-    if part.looked is not None:
-        for answer, looked in zip(answers, part.looked, strict=True):
-            answer["fallbacks"] = looked.fallbacks
-    for name, column in part.outputs.items():
-        for answer, value in zip(answers, column, strict=True):
-            answer[name] = value
-    return answers
+WRITERS: dict[str, Callable[[str, Sequence[Part]], bytes]] = {
+    JSON: _write_json,
+    MSGPACK: _write_msgpack,
+    ARROW: _write_arrow,
+}
