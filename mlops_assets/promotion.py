@@ -2,18 +2,22 @@
 
 The assets, the sensors and the command line all go through here. A promotion builds the Bento, moves the
 traffic, then the alias; a new champion begins with the alias and reaches the traffic by its endpoint asset.
-Each takes its turn at a model, so that traffic and alias agree when it is over. Each step is idempotent;
-a process killed between two of them is completed by asking again.
+Each takes its turn at a model, so that traffic and alias agree when it is over; who was overtaken while it waited
+changes nothing and is told by whom. Each step is idempotent; a process killed between two of them is completed by
+asking again. A serving process that refuses a release changes the traffic alone: `settle` brings the registry after it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
-from mlops_assets.declarations import ModelPipeline
+from mlops_assets.declarations import ModelPipeline, Serve
 from resources.champions import ALIAS
+from resources.release_record import Limits, refusals
+from resources.releases import StaleReleaseError
 
 if TYPE_CHECKING:
     from resources.bentos import BentoStore
@@ -25,6 +29,7 @@ GATE = "gate"
 PASSED, REFUSED = "passed", "refused"
 BENTO = "bento"
 ROLLED_BACK = "rolled_back"
+REFUSED_BECAUSE = "refused_because"
 PARITY = "feature_parity"
 
 
@@ -87,29 +92,113 @@ class Promotion:
             )
 
     def promote(self, model: ModelPipeline, version: str | None, *, by: str, why: str) -> ReleaseRecord:
-        """All traffic and the alias to `version`, or to the running canary, or to the newest that passed its gate.
+        """All traffic and the alias to `version`, or to the challenger, or to the newest that passed its gate.
 
-        Raises NotPromotableError for a version that did not pass its gate.
+        Raises NotPromotableError for a version that did not pass its gate, StaleReleaseError for one that another
+        move overtook.
         """
         now = self.releases.read(model.id)
         if version is None and now is not None and now.challenger is not None:
             version = now.challenger.version
         chosen = self._chosen(model, version)
         tag = self.bento_of(model, chosen)
-        with self.champions.turn(model.id):
-            self.releases.start_canary(model.id, tag, chosen, [100], by=by, why=why)
-            record = self.releases.promote(model.id, chosen, by=by, why=why)
+        with self._turn(model, now) as revision:
+            record = self.releases.release(model.id, tag, chosen, by=by, why=why, revision=revision)
             self._follow(model, record, by=by, why=why)
         return record
 
-    def rollback(self, model: ModelPipeline, *, by: str, why: str) -> ReleaseRecord:
-        """All traffic and the alias back to the release before; the version left is not promoted again by itself."""
-        with self.champions.turn(model.id):
-            now = self.releases.read(model.id)
+    def rollback(self, model: ModelPipeline, *, by: str, why: str, revision: int | None = None) -> ReleaseRecord:
+        """All traffic and the alias back to the release before; the version left is not promoted again by itself.
+
+        `revision` is the one that the caller decided on, by default the one it finds. StaleReleaseError when another
+        move came first: two rollbacks at once would else undo each other.
+        """
+        now = self.releases.read(model.id)
+        if now is not None and revision not in (None, now.revision):
+            raise StaleReleaseError.of(model.id, revision or 0, now)
+        with self._turn(model, now) as seen:
             half_done = now is not None and self._half_rolled_back(model, now)
-            record = now if now and half_done else self.releases.rollback(model.id, by=by, why=why)
+            record = now if now and half_done else self.releases.rollback(model.id, by=by, why=why, revision=seen)
             self._follow(model, record, by=by, why=why)
         return record
+
+    def split(self, model: ModelPipeline, version: str, percent: int, *, by: str, why: str) -> ReleaseRecord:
+        """A version beside the champion with so many percent, until somebody changes it.
+
+        It must have passed its gate, as what is promoted must: its answers are used.
+        """
+        now = self.releases.read(model.id)
+        chosen = self._chosen(model, version)
+        tag = self.bento_of(model, chosen)
+        with self._turn(model, now) as revision:
+            record = self.releases.split(model.id, tag, chosen, percent, by=by, why=why, revision=revision)
+            self._follow(model, record, by=by, why=why)
+        return record
+
+    def champion_only(self, model: ModelPipeline, *, by: str, why: str) -> ReleaseRecord:
+        """End a canary or a split in the champion's favour; the alias is the champion's again."""
+        with self._turn(model, self.releases.read(model.id)) as revision:
+            record = self.releases.champion_only(model.id, by=by, why=why, revision=revision)
+            if (
+                record.change.action == "champion only"
+            ):  # else no challenger was there, and an alias ahead is on its way
+                self._follow(model, record, by=by, why=why)
+        return record
+
+    def shadow(self, model: ModelPipeline, version: str, *, by: str, why: str) -> ReleaseRecord:
+        """Any registered version as the shadow: whether it is good is what a shadow is to find out."""
+        now = self.releases.read(model.id)
+        tag = self.bento_of(model, version)
+        with self._turn(model, now) as revision:
+            return self.releases.shadow(model.id, tag, version, by=by, why=why, revision=revision)
+
+    def unshadow(self, model: ModelPipeline, *, by: str, why: str) -> ReleaseRecord:
+        """End the shadow."""
+        with self._turn(model, self.releases.read(model.id)) as revision:
+            return self.releases.unshadow(model.id, by=by, why=why, revision=revision)
+
+    def settle(self, model: ModelPipeline, *, by: str) -> ReleaseRecord | None:
+        """Bring the registry after what serving processes refused; the record, or None where nothing was to be done.
+
+        Their versions are marked, with the reason, and not promoted again by themselves. An alias on one of them goes
+        to the version that answers instead.
+        """
+        if not self._refused(model):
+            return None
+        with self.champions.turn(model.id):
+            now, refused = self.releases.read(model.id), self._refused(model)
+            marked = [self._mark_refused(model, version, why) for version, why in refused.items()]
+            alias = self.mlflow.alias(model.registered_name, ALIAS)
+            if now is not None and alias is not None and alias in refused:
+                marked.append(self.crown(model, now.champion.version, by=by, why=refused[alias]) is not None)
+        return now if any(marked) else None
+
+    def _refused(self, model: ModelPipeline) -> dict[str, str]:
+        """By version, why a serving process refused its answers; not of those that got traffic again since."""
+        now = self.releases.read(model.id)
+        answering = {variant.version for variant in now.answering} if now else set()
+        return {
+            variant.version: f"{change.action} at {change.at}: {change.why}"
+            for variant, change in refusals(self.releases.history(model.id)).values()
+            if variant.role != "shadow" and variant.version not in answering
+        }
+
+    def _mark_refused(self, model: ModelPipeline, version: str, why: str) -> bool:
+        """Whether the mark was missing; a version that was deleted since needs none."""
+        tags = {item.version: item.tags for item in self.mlflow.versions(model.registered_name)}
+        told = _news({ROLLED_BACK: "true", REFUSED_BECAUSE: why}, tags[version]) if version in tags else {}
+        self.mlflow.tag_version(model.registered_name, version, told)
+        return bool(told)
+
+    @contextmanager
+    def _turn(self, model: ModelPipeline, seen: ReleaseRecord | None) -> Iterator[int]:
+        """The turn at the model, with the revision that was `seen` before; StaleReleaseError if it moved meanwhile."""
+        revision = seen.revision if seen else 0
+        with self.champions.turn(model.id):
+            now = self.releases.read(model.id)
+            if now is not None and now.revision != revision:
+                raise StaleReleaseError.of(model.id, revision, now)
+            yield revision
 
     def _half_rolled_back(self, model: ModelPipeline, now: ReleaseRecord) -> bool:
         """A rollback moved the traffic, and was killed before the alias; rolling back once more would undo it."""
@@ -123,12 +212,14 @@ class Promotion:
 
         Newer versions that had traffic before were left for a reason, and are marked not to come back by themselves.
         """
-        chosen = record.champion.version
-        had_traffic = {variant.version for change in self.releases.history(model.id) for variant in change.after}
-        for version in sorted(had_traffic, key=int):
+        chosen, answering = record.champion.version, {variant.version for variant in record.answering}
+        history = self.releases.history(model.id)
+        had_traffic = {v.version for change in history for v in change.after if v.role != "shadow"}
+        tags = {item.version: item.tags for item in self.mlflow.versions(model.registered_name)}
+        for version in sorted(had_traffic & tags.keys(), key=int):
             if int(version) >= int(chosen):
-                left = "false" if version == chosen else "true"
-                self.mlflow.tag_version(model.registered_name, version, {ROLLED_BACK: left})
+                told = _answers() if version in answering else {ROLLED_BACK: "true"}
+                self.mlflow.tag_version(model.registered_name, version, _news(told, tags[version]))
         self.crown(model, chosen, by=by, why=why)
 
     def _chosen(self, model: ModelPipeline, version: str | None) -> str:
@@ -151,3 +242,18 @@ class Promotion:
 
 def _promotable(tags: Mapping[str, str]) -> bool:
     return tags.get(GATE) == PASSED and tags.get(ROLLED_BACK) != "true"
+
+
+def _answers() -> dict[str, str]:
+    """The tags of a version that answers, whatever was said of it before."""
+    return {ROLLED_BACK: "false", REFUSED_BECAUSE: ""}
+
+
+def _news(told: Mapping[str, str], tags: Mapping[str, str]) -> dict[str, str]:
+    """What the tags do not say yet; an empty one is as good as none."""
+    return {name: text for name, text in told.items() if text != tags.get(name, "")}
+
+
+def limits_of(serve: Serve) -> Limits:
+    """The bounds of a canary as the release record carries them to the serving process."""
+    return Limits(serve.max_error_share, serve.max_latency_ratio, serve.min_requests)

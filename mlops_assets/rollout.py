@@ -1,6 +1,7 @@
 """A model's canary, moved by its rollout sensor: what the sensor may do, and the evidence it is given.
 
-Going back moves the champion alias with the traffic, which only `Promotion` knows how to do.
+Going back moves the champion alias with the traffic, which only `Promotion` knows how to do; so does what follows
+when a serving process took a release out.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import dagster as dg
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.links.endpoint import moved
 from mlops_assets.metrics import METRICS
-from sensors.rollout import RolloutLimits, VariantEvidence, rollout_sensor
+from sensors.rollout import BY, VariantEvidence, rollout_sensor
 
 if TYPE_CHECKING:
-    from resources.releases import ReleaseRecord
+    import polars as pl
 
-MIN_REQUESTS = 50
+    from mlops_assets.promotion import Promotion
+    from resources.releases import ReleaseRecord, ReleaseStore
+
 LATENCY_QUANTILE = 0.95
 
 
@@ -28,20 +31,15 @@ class Canary:
     """The verbs of a rollout, by model id."""
 
     def read(self, model: str) -> ReleaseRecord | None:
-        from resources.releases import ReleaseStore
+        return _releases().read(model)
 
-        return ReleaseStore().read(model)
+    def advance(self, model: str, *, by: str, why: str, revision: int) -> ReleaseRecord:
+        return _releases().advance(model, by=by, why=why, revision=revision)
 
-    def advance(self, model: str, *, by: str, why: str) -> ReleaseRecord:
-        from resources.releases import ReleaseStore
-
-        return ReleaseStore().advance(model, by=by, why=why)
-
-    def rollback(self, model: str, *, by: str, why: str) -> ReleaseRecord:
+    def rollback(self, model: str, *, by: str, why: str, revision: int) -> ReleaseRecord:
         from mlops_assets.catalog import gather
-        from mlops_assets.promotion import Promotion
 
-        return Promotion.here().rollback(gather().model(model), by=by, why=why)
+        return _promotion().rollback(gather().model(model), by=by, why=why, revision=revision)
 
 
 def rollout(model: ModelPipeline) -> dg.SensorDefinition:
@@ -50,24 +48,42 @@ def rollout(model: ModelPipeline) -> dg.SensorDefinition:
         model.id,
         Canary(),
         evidence,
-        RolloutLimits(min_requests=MIN_REQUESTS, metric_drop=model.monitor.metric_drop),
+        metric_drop=model.monitor.metric_drop,
         higher_is_better=METRICS[model.gate.metric].higher_is_better,
+        settle=lambda _: _promotion().settle(model, by=BY),
         moved=partial(moved, model),
     )
 
 
-def evidence(model: str, since: datetime) -> Mapping[str, VariantEvidence]:
-    """What each variant answered since a moment, by the prediction log.
+def evidence(record: ReleaseRecord) -> Mapping[str, VariantEvidence]:
+    """What champion and challenger answered since they have their shares, by the prediction log.
 
-    Errors are not in the log (a failed request has no answer) and labels are not known within a step:
-    the decision rests on latency until both are.
+    Where a challenger failed the champion answered instead, and the log says so: that is an error of the challenger
+    and no answer of the champion's, whose latency it would spoil. A request that nobody answered is not in the log,
+    and labels are not known within a step.
     """
-    import polars as pl
-
     from mlops_assets.serving.prediction_log import PredictionLog
 
-    answers = PredictionLog().since(model, since)
-    by_variant = answers.group_by("variant").agg(
-        requests=pl.len(), latency_ms=pl.col("latency_ms").quantile(LATENCY_QUANTILE)
-    )
-    return {row["variant"]: VariantEvidence(row["requests"], 0, row["latency_ms"]) for row in by_variant.to_dicts()}
+    answers = PredictionLog().since(record.model, datetime.fromisoformat(record.began))
+    return {variant.role: _evidence(answers, variant.release) for variant in record.answering}
+
+
+def _evidence(answers: pl.DataFrame, release: str) -> VariantEvidence:
+    import polars as pl
+
+    own = answers.filter(pl.col("release") == release, pl.col("instead_of").is_null())
+    failed = answers.filter(pl.col("instead_of") == release).height
+    latency = own["latency_ms"].quantile(LATENCY_QUANTILE)
+    return VariantEvidence(own.height + failed, failed, latency)
+
+
+def _releases() -> ReleaseStore:
+    from resources.releases import ReleaseStore
+
+    return ReleaseStore()
+
+
+def _promotion() -> Promotion:
+    from mlops_assets.promotion import Promotion
+
+    return Promotion.here()

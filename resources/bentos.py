@@ -40,6 +40,7 @@ CODE = (  # what the serving process imports, relative to the project
     "resources/online/packed_row.py",
     "resources/online/packed_store.py",
     "resources/online/redis_wire.py",
+    "resources/release_record.py",
     "resources/releases.py",
 )
 PROJECT = Path(__file__).resolve().parents[1]

@@ -7,8 +7,9 @@ The record is the point of commit and carries its own last change; the history i
 process killed between the two leaves a history one line short, which every reader completes from the
 record and the next writer mends. So: no change is ever visible without its history, and none is lost.
 
-A verb reads the record, decides, and commits against the revision it read. Of two at once one wins; the
-other changes nothing and is told who won. Imports no Dagster: the serving process reads these too.
+A verb reads the record, decides, and commits against the revision it read (or the `revision` that its caller had
+seen and decided by). Of two at once one wins; the other changes nothing and is told who won. Imports no Dagster: the
+serving process reads these too, and refuses what does not answer.
 """
 
 from __future__ import annotations
@@ -18,15 +19,31 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 from resources.environment import home
+from resources.release_record import (
+    Change,
+    InvalidReleaseError,
+    Limits,
+    Refusal,
+    ReleaseRecord,
+    Role,
+    Shares,
+    Variant,
+    champion_only,
+    next_record,
+    phrase,
+    without,
+)
 
+__all__ = [
+    "Change", "CorruptReleaseError", "InvalidReleaseError", "Limits", "ReleaseRecord", "ReleaseStore", "Role",
+    "SplitRunningError", "StaleReleaseError", "UnknownReleaseError", "Variant",
+]  # fmt: skip
 MODEL_ID = re.compile(r"[a-z][a-z0-9_]*/[a-z][a-z0-9_]*")
-Role = Literal["champion", "challenger"]
 LOCK_SECONDS = 10.0
 
 
@@ -38,7 +55,7 @@ class StaleReleaseError(RuntimeError):
         won = now.change
         return cls(
             f"The release of {model!r} is at revision {now.revision}, not {expected}: {won.by} did {won.action!r} at "
-            f"{won.at} ({won.why}), now {_phrase(now.variants)}. Nothing was changed; look at it, then try again."
+            f"{won.at} ({won.why}), now {phrase(now.variants)}. Nothing was changed; look at it, then try again."
         )
 
 
@@ -53,8 +70,16 @@ class UnknownReleaseError(LookupError):
         )
 
 
-class InvalidReleaseError(ValueError):
-    """A change that would not leave a working release."""
+class SplitRunningError(InvalidReleaseError):
+    """A canary was to begin where an A/B split runs, which only a person ends."""
+
+    @classmethod
+    def split(cls, now: ReleaseRecord, release: str) -> Self:
+        return cls(
+            f"{now.model!r} cannot begin a canary of {release}: an A/B split runs since {now.began} "
+            f"({phrase(now.answering)}). End it with `mlops promote {now.model}` or "
+            f"`mlops traffic {now.model} --champion-only`, then try again."
+        )
 
 
 class CorruptReleaseError(ValueError):
@@ -63,99 +88,6 @@ class CorruptReleaseError(ValueError):
     @classmethod
     def of(cls, path: Path, problem: object) -> Self:
         return cls(f"Release record {path} cannot be read ({problem}). Restore it from the last line of its history.")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A Bento that gets `weight` percent of the traffic; `version` is the registered model's."""
-
-    release: str
-    version: str
-    weight: int
-    role: Role = "champion"
-
-
-@dataclass(frozen=True)
-class Change:
-    """One line of the history: who did what, when, why, and the traffic before and after."""
-
-    revision: int
-    at: str
-    by: str
-    why: str
-    action: str
-    before: tuple[Variant, ...]
-    after: tuple[Variant, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """With `from` and `to`, as the history is read by people."""
-        line = asdict(self)
-        return {
-            **{k: v for k, v in line.items() if k not in ("before", "after")},
-            "from": line["before"],
-            "to": line["after"],
-        }
-
-    @classmethod
-    def from_json(cls, line: dict[str, Any]) -> Self:
-        rest = {name: value for name, value in line.items() if name not in ("from", "to")}
-        return cls(**rest, before=_variants(line["from"]), after=_variants(line["to"]))
-
-
-@dataclass(frozen=True)
-class ReleaseRecord:
-    """The traffic of one model now. `previous` is what a rollback returns to; `steps[step]` the canary's percent."""
-
-    model: str
-    revision: int
-    variants: tuple[Variant, ...]
-    previous: Variant | None
-    steps: tuple[int, ...]
-    step: int
-    change: Change
-
-    @property
-    def champion(self) -> Variant:
-        return next(variant for variant in self.variants if variant.role == "champion")
-
-    @property
-    def challenger(self) -> Variant | None:
-        return next((variant for variant in self.variants if variant.role == "challenger"), None)
-
-    @property
-    def at(self) -> str:
-        return self.change.at
-
-    @property
-    def by(self) -> str:
-        return self.change.by
-
-    @property
-    def why(self) -> str:
-        return self.change.why
-
-    def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "change": self.change.to_json()}
-
-    @classmethod
-    def from_json(cls, record: dict[str, Any]) -> Self:
-        return cls(
-            model=record["model"],
-            revision=record["revision"],
-            variants=_variants(record["variants"]),
-            previous=Variant(**record["previous"]) if record["previous"] else None,
-            steps=tuple(record["steps"]),
-            step=record["step"],
-            change=Change.from_json(record["change"]),
-        )
-
-
-def _variants(given: Sequence[dict[str, Any]]) -> tuple[Variant, ...]:
-    return tuple(Variant(**variant) for variant in given)
-
-
-def _phrase(variants: Sequence[Variant]) -> str:
-    return ", ".join(f"{v.role} {v.release} (version {v.version}) {v.weight} %" for v in variants) or "nothing"
 
 
 @dataclass(frozen=True)
@@ -183,59 +115,133 @@ class ReleaseStore:
         return self._history(model, self.read(model))
 
     def start_canary(
-        self, model: str, release: str, version: str, steps: Sequence[int], *, by: str, why: str
+        self,
+        model: str,
+        release: str,
+        version: str,
+        steps: Sequence[int],
+        *,
+        by: str,
+        why: str,
+        limits: Limits | None = None,
+        revision: int | None = None,
     ) -> ReleaseRecord:
-        """Give a new release the first of `steps` (percents ascending to 100), in place of a challenger that was there.
+        """Give a new release the first of `steps` (percents ascending to 100), in place of a canary that was there.
 
-        The first release of a model takes all traffic at once: there is nothing to compare it with. A
-        release that is already champion or challenger is left as it stands, so a repeated call is harmless.
+        The first release of a model takes all traffic at once: there is nothing to compare it with. A release that
+        answers already is left as it stands, so a repeated call is harmless. The serving process holds the canary
+        to `limits`. SplitRunningError while an A/B split runs.
         """
         if list(steps) != sorted(set(steps)) or not steps or steps[0] < 1 or steps[-1] != 100:
             raise InvalidReleaseError(
                 f"{model!r}: canary steps {list(steps)} are not percents ascending to 100, e.g. [10, 50, 100]."
             )
-        now = self.read(model)
-        if now and release in [variant.release for variant in now.variants]:
+        now = self._seen(model, revision)
+        if now and release in [variant.release for variant in now.answering]:
             return now
+        if now and now.challenger and not now.steps:
+            raise SplitRunningError.split(now, release)
         if now is None or steps[0] == 100:
             return self._to_champion(model, now, release, version, "release" if now is None else "promote", by, why)
-        return self.change(
-            model, now.revision, _canary(now.champion, release, version, steps[0]),
-            by=by, why=why, action="start canary", steps=steps, step=0,
-        )  # fmt: skip
+        variants = _beside(now, release, version, steps[0])
+        return self._commit(model, now, Shares(variants, tuple(steps), 0, limits or Limits()), by, why, "start canary")
 
-    def advance(self, model: str, *, by: str, why: str) -> ReleaseRecord:
+    def advance(self, model: str, *, by: str, why: str, revision: int | None = None) -> ReleaseRecord:
         """Move the running canary to its next step; at 100 % it is the champion."""
-        now, challenger = self._canary_of(model)
+        now = self._released(model, revision)
+        if (canary := now.canary) is None:
+            raise UnknownReleaseError.of(model, "canary running", [phrase(now.variants)])
         step = now.step + 1
         if step >= len(now.steps) or now.steps[step] == 100:
-            return self._to_champion(model, now, challenger.release, challenger.version, "promote", by, why)
-        return self.change(
-            model, now.revision, _canary(now.champion, challenger.release, challenger.version, now.steps[step]),
-            by=by, why=why, action="advance canary", steps=now.steps, step=step,
-        )  # fmt: skip
+            return self._to_champion(model, now, canary.release, canary.version, "promote", by, why)
+        variants = _beside(now, canary.release, canary.version, now.steps[step])
+        return self._commit(model, now, replace(now.shares, variants=variants, step=step), by, why, "advance canary")
 
-    def promote(self, model: str, version: str | None = None, *, by: str, why: str) -> ReleaseRecord:
-        """Give all traffic to the running canary, or to `version` (any that the history knows, forward or back)."""
-        now = self._released(model)
-        variant = self._canary_of(model)[1] if version is None else self._known(model, now, version)
-        if now.champion.release == variant.release and now.challenger is None:
+    def promote(
+        self, model: str, version: str | None = None, *, by: str, why: str, revision: int | None = None
+    ) -> ReleaseRecord:
+        """Give all traffic to the challenger, or to `version` (any that the history knows, forward or back)."""
+        now = self._released(model, revision)
+        variant = self._challenger_of(now) if version is None else self._known(model, now, version)
+        return self.release(model, variant.release, variant.version, by=by, why=why, revision=now.revision)
+
+    def release(
+        self, model: str, release: str, version: str, *, by: str, why: str, revision: int | None = None
+    ) -> ReleaseRecord:
+        """Give a release all traffic at once, whether the history knows it or not."""
+        now = self._seen(model, revision)
+        if now and now.champion.release == release and now.challenger is None:
             return now
-        return self._to_champion(model, now, variant.release, variant.version, "promote", by, why)
+        return self._to_champion(model, now, release, version, "release" if now is None else "promote", by, why)
 
-    def rollback(self, model: str, *, by: str, why: str) -> ReleaseRecord:
-        """Back at once: a running canary loses its traffic; without one, champion and previous release change places.
+    def rollback(self, model: str, *, by: str, why: str, revision: int | None = None) -> ReleaseRecord:
+        """Back at once: a challenger loses its traffic; without one, champion and previous release change places.
 
         A second rollback therefore undoes the first. Going further back is `promote(model, version)`.
         """
-        now = self._released(model)
+        now = self._released(model, revision)
         if now.challenger is not None:
-            return self.change(
-                model, now.revision, (replace(now.champion, weight=100),), by=by, why=why, action="rollback"
-            )
+            return self._commit(model, now, champion_only(now.variants), by, why, "rollback")
         if now.previous is None:
             raise UnknownReleaseError.of(model, "previous release to return to", [now.champion.release])
         return self._to_champion(model, now, now.previous.release, now.previous.version, "rollback", by, why)
+
+    def split(
+        self, model: str, release: str, version: str, percent: int, *, by: str, why: str, revision: int | None = None
+    ) -> ReleaseRecord:
+        """Give a challenger so many percent beside the champion, until somebody changes it: a sticky A/B split.
+
+        It takes the place of a challenger that was there, also of a canary.
+        """
+        now = self._released(model, revision)
+        if not 1 <= percent <= 99:
+            raise InvalidReleaseError(f"{model!r}: {percent} is no share of a split; give 1 to 99 percent.")
+        if release == now.champion.release:
+            raise InvalidReleaseError(
+                f"{model!r}: {release} (version {version}) is the champion; a split is between two releases."
+            )
+        shares = Shares(_beside(now, release, version, percent))
+        return now if shares == now.shares else self._commit(model, now, shares, by, why, "split")
+
+    def champion_only(self, model: str, *, by: str, why: str, revision: int | None = None) -> ReleaseRecord:
+        """End a canary or a split in the champion's favour; without one nothing changes. A shadow stays."""
+        now = self._released(model, revision)
+        if now.challenger is None:
+            return now
+        return self._commit(model, now, champion_only(now.variants), by, why, "champion only")
+
+    def shadow(
+        self, model: str, release: str, version: str, *, by: str, why: str, revision: int | None = None
+    ) -> ReleaseRecord:
+        """Let a release answer unheard beside the others, in place of a shadow that was there; a canary goes on."""
+        now = self._released(model, revision)
+        if release in [variant.release for variant in now.answering]:
+            raise InvalidReleaseError(
+                f"{model!r}: {release} (version {version}) answers already ({phrase(now.answering)}); "
+                "a shadow is a release whose answers are not returned."
+            )
+        return self._with_shadow(now, (Variant(release, version, 0, "shadow"),), by, why, "shadow")
+
+    def unshadow(self, model: str, *, by: str, why: str, revision: int | None = None) -> ReleaseRecord:
+        """End the shadow; without one nothing changes."""
+        return self._with_shadow(self._released(model, revision), (), by, why, "no shadow")
+
+    def refuse(
+        self, model: str, revision: int, release: str, *, by: str, why: str, action: Refusal = "refused"
+    ) -> ReleaseRecord | None:
+        """Take a release out that does not load, answer, or ("circuit breaker") keep its bounds; the record after it.
+
+        For serving processes, which may all find the same at once: the first changes the record, the others change
+        nothing. Nor does a verdict on a `revision` that is no more: it may be about other traffic. A challenger's
+        traffic goes to the champion, a champion's to the release before; one that has none before it stays.
+        """
+        now = self.read(model)
+        if now is None or now.revision != revision or (shares := without(now, release)) is None:
+            return now
+        try:
+            return self._commit(model, now, shares, by, why, action)
+        except StaleReleaseError:
+            return self.read(model)
 
     def change(
         self,
@@ -248,24 +254,16 @@ class ReleaseStore:
         action: str = "change",
         steps: Sequence[int] = (),
         step: int = 0,
+        limits: Limits | None = None,
     ) -> ReleaseRecord:
         """Commit new traffic if the record is still at `expected_revision` (0 before the first release).
 
-        Raises StaleReleaseError, which names who won, when it is not; InvalidReleaseError when the
-        variants are not one champion, at most one challenger, and weights that sum to 100.
+        Raises StaleReleaseError, which names who won, when it is not; InvalidReleaseError when the variants are not
+        one champion, at most one challenger and one shadow, and weights that sum to 100.
         """
-        _check(model, variants)
-        with self._locked(model):
-            now = self.read(model)
-            if now and now.revision != expected_revision:
-                raise StaleReleaseError.of(model, expected_revision, now)
-            if now is None and expected_revision:
-                raise UnknownReleaseError.of(model, f"release at revision {expected_revision}", [])
-            record = _next(model, now, tuple(variants), by, why, action, tuple(steps), step)
-            self._mend_history(model, now)
-            _publish(self.path(model), record.to_json())
-            self._append_history(model, record.change)
-            return record
+        now = self._seen(model, expected_revision)
+        shares = Shares(tuple(variants), tuple(steps), step, (limits or Limits()) if steps else None)
+        return self._commit(model, now, shares, by, why, action)
 
     def path(self, model: str) -> Path:
         """Where the record of a model lies, whether or not it exists."""
@@ -279,23 +277,52 @@ class ReleaseStore:
     def _root(self) -> Path:
         return self.root or home() / "releases"
 
+    def _commit(
+        self, model: str, seen: ReleaseRecord | None, shares: Shares, by: str, why: str, action: str
+    ) -> ReleaseRecord:
+        """Replace the record if it is still the one that was `seen`."""
+        expected = seen.revision if seen else 0
+        with self._locked(model):
+            now = self._seen(model, expected)
+            record = next_record(model, self._history(model, now), now, shares, by, why, action)
+            self._mend_history(model, now)
+            _publish(self.path(model), record.to_json())
+            self._append_history(model, record.change)
+            return record
+
     def _to_champion(
         self, model: str, now: ReleaseRecord | None, release: str, version: str, action: str, by: str, why: str
     ) -> ReleaseRecord:
-        revision = now.revision if now else 0
-        return self.change(model, revision, (Variant(release, version, 100),), by=by, why=why, action=action)
+        shadow = tuple(v for v in now.variants if v.role == "shadow" and v.release != release) if now else ()
+        return self._commit(model, now, Shares((Variant(release, version, 100), *shadow)), by, why, action)
 
-    def _released(self, model: str) -> ReleaseRecord:
+    def _with_shadow(
+        self, now: ReleaseRecord, shadow: tuple[Variant, ...], by: str, why: str, action: str
+    ) -> ReleaseRecord:
+        variants = (*now.answering, *shadow)
+        if variants == now.variants:
+            return now
+        return self._commit(now.model, now, replace(now.shares, variants=variants), by, why, action)
+
+    def _seen(self, model: str, revision: int | None) -> ReleaseRecord | None:
+        """The record, which must be at `revision` if that is given."""
         now = self.read(model)
+        if now and revision not in (None, now.revision):
+            raise StaleReleaseError.of(model, revision or 0, now)
+        if now is None and revision:
+            raise UnknownReleaseError.of(model, f"release at revision {revision}", [])
+        return now
+
+    def _released(self, model: str, revision: int | None = None) -> ReleaseRecord:
+        now = self._seen(model, revision)
         if now is None:
             raise UnknownReleaseError.of(model, "release yet", [])
         return now
 
-    def _canary_of(self, model: str) -> tuple[ReleaseRecord, Variant]:
-        now = self._released(model)
+    def _challenger_of(self, now: ReleaseRecord) -> Variant:
         if now.challenger is None:
-            raise UnknownReleaseError.of(model, "canary running", [_phrase(now.variants)])
-        return now, now.challenger
+            raise UnknownReleaseError.of(now.model, "challenger to promote", [phrase(now.variants)])
+        return now.challenger
 
     def _known(self, model: str, now: ReleaseRecord, version: str) -> Variant:
         """The newest release that carried `version`."""
@@ -339,37 +366,11 @@ class ReleaseStore:
             yield
 
 
-def _canary(champion: Variant, release: str, version: str, percent: int) -> tuple[Variant, ...]:
-    return replace(champion, weight=100 - percent), Variant(release, version, percent, "challenger")
-
-
-def _check(model: str, variants: Sequence[Variant]) -> None:
-    roles = sorted(variant.role for variant in variants)
-    weights = [variant.weight for variant in variants]
-    if roles not in (["champion"], ["challenger", "champion"]) or sum(weights) != 100 or min(weights) < 0:
-        raise InvalidReleaseError(
-            f"{model!r} cannot be released as {_phrase(variants)}. "
-            "Give one champion, at most one challenger, and weights that sum to 100."
-        )
-
-
-def _next(
-    model: str,
-    now: ReleaseRecord | None,
-    variants: tuple[Variant, ...],
-    by: str,
-    why: str,
-    action: str,
-    steps: tuple[int, ...],
-    step: int,
-) -> ReleaseRecord:
-    revision = now.revision + 1 if now else 1
-    at = datetime.now(UTC).isoformat(timespec="milliseconds")
-    change = Change(revision, at, by, why, action, now.variants if now else (), variants)
-    record = ReleaseRecord(model, revision, variants, now.previous if now else None, steps, step, change)
-    if now and now.champion.release != record.champion.release:
-        return replace(record, previous=replace(now.champion, weight=100))
-    return record
+def _beside(now: ReleaseRecord, release: str, version: str, percent: int) -> tuple[Variant, ...]:
+    """Champion and challenger, and a shadow that is neither."""
+    shadow = (variant for variant in now.variants if variant.role == "shadow" and variant.release != release)
+    champion = replace(now.champion, weight=100 - percent)
+    return champion, Variant(release, version, percent, "challenger"), *shadow
 
 
 def _publish(path: Path, record: dict[str, Any]) -> None:

@@ -13,9 +13,9 @@ from dagster._core.definitions.data_version import DATA_VERSION_TAG
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.links import spec
-from mlops_assets.promotion import BENTO, PARITY, REFUSED, Promotion
+from mlops_assets.promotion import BENTO, PARITY, REFUSED, Promotion, limits_of
 from resources.champions import ALIAS
-from resources.releases import ReleaseRecord
+from resources.releases import ReleaseRecord, SplitRunningError
 
 LINK = "endpoint"
 CHECK = "champion_released"
@@ -41,32 +41,44 @@ def endpoint_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         ),
     )
     def endpoint(context: dg.AssetExecutionContext, promotion: dg.ResourceParam[Promotion]) -> Iterator[Any]:
-        with promotion.champions.turn(model.id):
-            version = promotion.mlflow.alias(model.registered_name, ALIAS)
-            tags = promotion.mlflow.version(model.registered_name, version).tags if version else {}
-            tag = tags.get(BENTO)
-            if version is None or tag is None:
-                raise dg.Failure(
-                    f"{model.title} has no champion with a Bento. Materialize its bento first.", allow_retries=False
-                )
-            if tags.get(PARITY) == REFUSED:
-                raise dg.Failure(
-                    f"{tag} of {model.title} reads features online that differ from those offline: see its check "
-                    "feature_parity. Mend them, then materialize the bento again.",
-                    allow_retries=False,
-                )
+        by = f"run {context.run.run_id}"
+        promotion.settle(model, by=by)
+        record, tag = _released(model, promotion, by)
+        yield dg.MaterializeResult(metadata=told(record), data_version=dg.DataVersion(str(record.revision)))
+        yield spec.check_result(key, champion_released(record, tag))
+
+    return endpoint
+
+
+def _released(model: ModelPipeline, promotion: Promotion, by: str) -> tuple[ReleaseRecord, str]:
+    """The record with traffic for the champion's Bento, and that Bento's tag. dg.Failure says what is in the way."""
+    with promotion.champions.turn(model.id):
+        version = promotion.mlflow.alias(model.registered_name, ALIAS)
+        tags = promotion.mlflow.version(model.registered_name, version).tags if version else {}
+        tag = tags.get(BENTO)
+        if version is None or tag is None:
+            raise dg.Failure(
+                f"{model.title} has no champion with a Bento. Materialize its bento first.", allow_retries=False
+            )
+        if tags.get(PARITY) == REFUSED:
+            raise dg.Failure(
+                f"{tag} of {model.title} reads features online that differ from those offline: see its check "
+                "feature_parity. Mend them, then materialize the bento again.",
+                allow_retries=False,
+            )
+        try:
             record = promotion.releases.start_canary(
                 model.id,
                 tag,
                 version,
                 list(model.serve.canary),
-                by=f"run {context.run.run_id}",
+                by=by,
                 why=f"version {version} became champion",
+                limits=limits_of(model.serve),
             )
-        yield dg.MaterializeResult(metadata=told(record), data_version=dg.DataVersion(str(record.revision)))
-        yield spec.check_result(key, champion_released(record, tag))
-
-    return endpoint
+        except SplitRunningError as problem:
+            raise dg.Failure(str(problem), allow_retries=False) from problem
+        return record, tag
 
 
 def told(record: ReleaseRecord) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -15,7 +17,7 @@ from mlops_assets.links.champion import champion_asset
 from mlops_assets.links.endpoint import endpoint_asset
 from mlops_assets.promotion import REFUSED, ROLLED_BACK, NotPromotableError
 from resources.environment import PROJECT, resources_for
-from resources.releases import UnknownReleaseError
+from resources.releases import StaleReleaseError, UnknownReleaseError
 
 
 class KilledError(BaseException):
@@ -177,21 +179,48 @@ def agree(registered: Any) -> bool:
     return unbroken and same and registered.traffic == {moves[-1].after: 100} and registered.alias == moves[-1].after
 
 
-def test_promotions_at_once_are_serialised_between_threads(registered):
+def test_promotions_at_once_are_serialised_and_the_losers_are_told_who_won(registered):
     """Traffic at one version and the alias at the other would be the end of two mixed promotions."""
     promote(registered, "1")
+
+    def tried(version: str) -> str | None:
+        try:
+            return promote(registered, version, by=f"promoter of {version}") and None
+        except StaleReleaseError as lost:
+            return str(lost)
+
     with ThreadPoolExecutor(4) as pool:
-        list(pool.map(lambda version: promote(registered, version), ["1", "2"] * 6))
+        lost = [told for told in pool.map(tried, ["1", "2"] * 6) if told]
     assert agree(registered)
+    assert lost and all(re.search(r"promoter of [12] did 'promote' at .*Nothing was changed", told) for told in lost)
+
+
+def test_of_two_rollbacks_at_once_one_wins_and_does_not_undo_the_other(registered):
+    """Two people in the worst hour: the second to come would else go forward again to what both wanted to leave."""
+    promote(registered, "1")
+    promote(registered, "2")
+    with ThreadPoolExecutor(2) as pool:
+        with registered.promotion.champions.turn(registered.model.id):
+            both = [pool.submit(roll_back, registered, by=name) for name in ("ann", "bob")]
+            time.sleep(0.3)  # both have looked, and wait for their turn
+        (lost,) = [error for one in both if (error := one.exception())]
+    assert isinstance(lost, StaleReleaseError) and "did 'rollback'" in str(lost)
+    assert (registered.traffic, registered.alias) == ({"1": 100}, "1")
 
 
 PROMOTE = """
 import sys
 from mlops_assets.catalog import gather
 from mlops_assets.promotion import Promotion
+from resources.releases import StaleReleaseError
 model, promotion = gather().model("flights/late_arrival"), Promotion.here()
-for number in range(4):
-    promotion.promote(model, sys.argv[1], by=f"process {sys.argv[1]}", why=f"turn {number}")
+turn = 0
+while turn < 4:
+    try:
+        promotion.promote(model, sys.argv[1], by=f"process {sys.argv[1]}", why=f"turn {turn}")
+        turn += 1
+    except StaleReleaseError:
+        pass
 """
 
 

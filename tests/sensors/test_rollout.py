@@ -6,24 +6,30 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resources.releases import ReleaseStore
-from sensors.rollout import RolloutLimits, VariantEvidence, rollout_decision, rollout_sensor
+from resources.releases import Limits, ReleaseRecord, ReleaseStore
+from sensors.rollout import RolloutDecision, VariantEvidence, rollout_decision, rollout_sensor
 
 MODEL = "flights/late_arrival"
 GOOD = VariantEvidence(requests=1_000, errors=1, latency_ms=4.0, metric=0.71)
-LIMITS = RolloutLimits()
+LIMITS = Limits(max_error_share=0.01, max_latency_ratio=1.5, min_requests=200)
+WHO = {"by": "test", "why": "a test"}
+
+
+def decided(champion: VariantEvidence, challenger: VariantEvidence, **options: Any) -> RolloutDecision:
+    return rollout_decision(champion, challenger, LIMITS, **options)
 
 
 def test_a_canary_as_good_as_the_champion_goes_on() -> None:
     """Equal evidence advances; so does one whose metric is not known yet, and the reason says so."""
-    assert rollout_decision(GOOD, GOOD).action == "advance"
-    unknown = rollout_decision(GOOD, replace(GOOD, metric=None))
+    assert decided(GOOD, GOOD).action == "advance"
+    unknown = decided(GOOD, replace(GOOD, metric=None))
     assert unknown.action == "advance" and "metric not known yet" in unknown.reasons[0]
 
 
@@ -38,27 +44,27 @@ def test_a_canary_as_good_as_the_champion_goes_on() -> None:
 )
 def test_a_worse_canary_goes_back_and_says_why(challenger: VariantEvidence, why: str) -> None:
     """Each of the three is reason enough."""
-    decision = rollout_decision(GOOD, challenger)
+    decision = decided(GOOD, challenger)
     assert (decision.action, decision.reasons) == ("roll back", (why,))
 
 
 def test_the_metric_knows_its_direction() -> None:
     """Of an error a higher one is worse."""
     champion, challenger = replace(GOOD, metric=10.0), replace(GOOD, metric=10.5)
-    assert rollout_decision(champion, challenger, higher_is_better=False).action == "roll back"
-    assert rollout_decision(challenger, champion, higher_is_better=False).action == "advance"
+    assert decided(champion, challenger, higher_is_better=False).action == "roll back"
+    assert decided(challenger, champion, higher_is_better=False).action == "advance"
 
 
 def test_a_bad_day_of_the_whole_world_rolls_nothing_back() -> None:
     """Both fail and are slow alike: that is not the canary's doing."""
     day = replace(GOOD, errors=300, latency_ms=900.0, metric=0.5)
-    assert rollout_decision(day, day).action == "advance"
+    assert decided(day, day).action == "advance"
 
 
 def test_errors_beyond_repair_end_a_canary_before_the_minimum() -> None:
     """Three of ten may still be one per cent of two hundred and more; two may not."""
-    assert rollout_decision(GOOD, VariantEvidence(requests=10, errors=3)).action == "roll back"
-    assert rollout_decision(GOOD, VariantEvidence(requests=10, errors=2)).action == "hold"
+    assert decided(GOOD, VariantEvidence(requests=10, errors=3)).action == "roll back"
+    assert decided(GOOD, VariantEvidence(requests=10, errors=2)).action == "hold"
 
 
 evidence = st.builds(
@@ -74,36 +80,44 @@ evidence = st.builds(
 def test_without_errors_too_few_requests_always_hold(champion: VariantEvidence, challenger: VariantEvidence) -> None:
     """Whatever latency and metric say, on fewer than the minimum of either variant nothing moves."""
     few = min(champion.requests, challenger.requests) < LIMITS.min_requests
-    assert (rollout_decision(champion, challenger).action == "hold") is few
+    assert (decided(champion, challenger).action == "hold") is few
+
+
+def in_canary(root: Path, steps: list[int], **options: Any) -> ReleaseStore:
+    """A champion of version 1 and a canary of version 2."""
+    store = ReleaseStore(root)
+    store.start_canary(MODEL, "flights_late_arrival:one", "1", steps, by="test", why="first")
+    store.start_canary(MODEL, "flights_late_arrival:two", "2", steps, by="test", why="better", limits=LIMITS, **options)
+    return store
+
+
+def said(sensor: dg.SensorDefinition, cursor: str | None = None) -> tuple[str, str | None]:
+    """What a tick says, and the cursor it leaves."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = sensor.evaluate_tick(dg.build_sensor_context(instance, cursor=cursor))
+    return result.skip_message or "", result.cursor
 
 
 def test_the_sensor_takes_a_canary_to_the_end(tmp_path: Path) -> None:
     """Hold on too few, step by step on good evidence of each step, then it is champion and the sensor rests."""
-    store = ReleaseStore(tmp_path)
-    store.start_canary(MODEL, "flights_late_arrival:one", "1", [10, 50, 100], by="test", why="first")
-    store.start_canary(MODEL, "flights_late_arrival:two", "2", [10, 50, 100], by="test", why="better")
+    store = in_canary(tmp_path, [10, 50, 100])
     asked: list[datetime] = []
     seen: dict[str, VariantEvidence] = {}
 
-    def read(model: str, since: datetime) -> Mapping[str, VariantEvidence]:
-        asked.append(since)
+    def read(record: ReleaseRecord) -> Mapping[str, VariantEvidence]:
+        asked.append(datetime.fromisoformat(record.began))
         return seen
 
     sensor = rollout_sensor(MODEL, store, read)
-
-    def tick() -> str:
-        with dg.DagsterInstance.ephemeral() as instance:
-            return sensor.evaluate_tick(dg.build_sensor_context(instance)).skip_message or ""
-
-    assert tick() == f"{MODEL}: hold at 10 %: challenger has 0 of 200 requests"
+    assert said(sensor)[0] == f"{MODEL}: hold at 10 %: challenger has 0 of 200 requests"
     seen.update(champion=GOOD, challenger=GOOD)
-    assert "advance at 10 %" in tick()
+    assert "advance at 10 %" in said(sensor)[0]
     record = store.read(MODEL)
     assert record and record.challenger and record.challenger.weight == 50
-    assert "advance at 50 %" in tick()
+    assert "advance at 50 %" in said(sensor)[0]
     record = store.read(MODEL)
     assert record and record.challenger is None and record.champion.version == "2"
-    assert tick() == f"{MODEL}: no canary is running"
+    assert said(sensor)[0] == f"{MODEL}: no canary is running"
     assert asked == sorted(asked) and asked[-1] > asked[0] and asked[0].tzinfo == UTC
     assert [(change.action, change.by) for change in store.history(MODEL)[2:]] == [
         ("advance canary", "sensors.rollout"),
@@ -113,30 +127,73 @@ def test_the_sensor_takes_a_canary_to_the_end(tmp_path: Path) -> None:
 
 def test_the_sensor_rolls_a_bad_canary_back(tmp_path: Path) -> None:
     """The champion has all traffic again, and the history says why."""
-    store = ReleaseStore(tmp_path)
-    store.start_canary(MODEL, "flights_late_arrival:one", "1", [10, 100], by="test", why="first")
-    store.start_canary(MODEL, "flights_late_arrival:two", "2", [10, 100], by="test", why="better")
+    store = in_canary(tmp_path, [10, 100])
     bad = {"champion": GOOD, "challenger": replace(GOOD, errors=500)}
-    with dg.DagsterInstance.ephemeral() as instance:
-        rollout_sensor(MODEL, store, lambda model, since: bad).evaluate_tick(dg.build_sensor_context(instance))
+    said(rollout_sensor(MODEL, store, lambda record: bad))
     record = store.read(MODEL)
     assert record and (record.champion.version, record.champion.weight, record.challenger) == ("1", 100, None)
     assert "500 of 1000 requests failed" in record.why
 
 
+def test_the_sensor_judges_by_the_limits_of_the_record(tmp_path: Path) -> None:
+    """Those that the serving process holds the canary to as well, whatever was declared since."""
+    few = {"champion": replace(GOOD, requests=20), "challenger": replace(GOOD, requests=20, errors=0, latency_ms=24.0)}
+    patient = ReleaseStore(tmp_path / "patient")
+    for version, limits in (("1", None), ("2", Limits(max_latency_ratio=5.0, min_requests=20))):
+        patient.start_canary(MODEL, f"b:{version}", version, [10, 100], **WHO, limits=limits)
+    assert "advance at 10 %" in said(rollout_sensor(MODEL, patient, lambda record: few))[0]
+    strict = in_canary(tmp_path / "strict", [10, 100])
+    assert "has 20 of 200 requests" in said(rollout_sensor(MODEL, strict, lambda record: few))[0]
+
+
+def test_a_split_is_nobodys_but_a_persons_to_change(tmp_path: Path) -> None:
+    """Evidence that would promote or end a canary leaves an A/B split as it stands."""
+    store = in_canary(tmp_path, [10, 100])
+    split = store.split(MODEL, "flights_late_arrival:two", "2", 50, **WHO)
+    for challenger in (GOOD, replace(GOOD, errors=900)):
+        sensor = rollout_sensor(MODEL, store, lambda record, it=challenger: {"champion": GOOD, "challenger": it})
+        assert said(sensor)[0] == f"{MODEL}: no canary is running"
+        assert store.read(MODEL) == split
+
+
+def test_what_a_serving_process_took_out_is_settled_once(tmp_path: Path) -> None:
+    """The next tick tells those that keep the registry, says who and why, and the tick after does nothing more."""
+    store, settled, shown = in_canary(tmp_path, [10, 100]), [], []
+    sensor = rollout_sensor(
+        MODEL, store, lambda record: {}, settle=settled.append, moved=lambda record: shown.append(record) or ()
+    )
+    _, cursor = said(sensor)
+    store.refuse(MODEL, 2, "flights_late_arrival:two", by="serving pod-1", why="no model file")
+    told, cursor = said(sensor, cursor)
+    assert told == (
+        f"{MODEL}: no canary is running; flights_late_arrival:two was taken out by serving pod-1: no model file"
+    )
+    assert said(sensor, cursor)[1] == cursor
+    assert (len(settled), shown) == (2, [store.read(MODEL)])
+
+
+def test_a_settling_that_fails_is_tried_again(tmp_path: Path) -> None:
+    """The registry is down: the tick fails and keeps its cursor, so that the next one settles."""
+    store, tries = in_canary(tmp_path, [10, 100]), []
+
+    def settle(model: str) -> None:
+        tries.append(model)
+        raise ConnectionError("MLflow is down")
+
+    with pytest.raises(ConnectionError, match="MLflow is down"):
+        said(rollout_sensor(MODEL, store, lambda record: {}, settle=settle))
+    assert tries == [MODEL]
+
+
 def test_a_move_that_came_second_changes_nothing(tmp_path: Path) -> None:
     """Somebody promoted between the look and the move: the tick says who won and the record stands."""
-    store = ReleaseStore(tmp_path)
-    store.start_canary(MODEL, "flights_late_arrival:one", "1", [10, 100], by="test", why="first")
-    store.start_canary(MODEL, "flights_late_arrival:two", "2", [10, 100], by="test", why="better")
+    store = in_canary(tmp_path, [10, 100])
 
     class Overtaken(ReleaseStore):
-        def change(self, model: str, expected_revision: int, *args: object, **kwargs: object) -> object:  # type: ignore[override]
+        def advance(self, model: str, *, by: str, why: str, revision: int | None = None) -> ReleaseRecord:
             ReleaseStore(tmp_path).promote(MODEL, by="a person", why="now")
-            return super().change(model, expected_revision, *args, **kwargs)  # type: ignore[arg-type]
+            return super().advance(model, by=by, why=why, revision=revision)
 
-    with dg.DagsterInstance.ephemeral() as instance:
-        sensor = rollout_sensor(MODEL, Overtaken(tmp_path), lambda model, since: {"champion": GOOD, "challenger": GOOD})
-        said = sensor.evaluate_tick(dg.build_sensor_context(instance)).skip_message
-    assert said and "a person did 'promote'" in said
+    sensor = rollout_sensor(MODEL, Overtaken(tmp_path), lambda record: {"champion": GOOD, "challenger": GOOD})
+    assert "a person did 'promote'" in said(sensor)[0]
     assert [change.by for change in store.history(MODEL)] == ["test", "test", "a person"]
