@@ -21,7 +21,6 @@ from mlops_assets.catalog import asset_key
 from mlops_assets.demo import departures
 from mlops_assets.history import events
 from mlops_assets.links.spec import link_key
-from mlops_assets.rollout import MIN_REQUESTS
 
 if TYPE_CHECKING:
     from conftest import Endpoint, Platform, Ran
@@ -335,7 +334,7 @@ def test_a_canary_goes_on_by_evidence_alone(story: Story) -> None:
     steps = story.published["first step"], story.published["second step"]
     assert [v.weight for v in steps[0]["release"].variants] == [30, 70]
     assert [(v.version, v.weight) for v in steps[1]["release"].variants] == [("2", 100)]
-    assert f" of {MIN_REQUESTS}" in story.ticks["no traffic yet"].skip_reason.skip_message
+    assert f" of {story.platform.model.serve.min_requests}" in story.ticks["no traffic yet"].skip_reason.skip_message
 
 
 def test_a_canary_is_sticky_and_takes_its_share(story: Story) -> None:
