@@ -7,23 +7,25 @@ no older than its view's ttl, exactly as the point-in-time join of training had 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, Self
 from weakref import WeakKeyDictionary
 
 from mlops_assets.fields import TypeName
 from mlops_assets.serving.transform import Transform
-from resources.online.packed_store import TableRead
+from resources.online.packed_store import OnlineStoreUnavailableError, TableRead
 
 if TYPE_CHECKING:
     from mlops_assets.declarations import Entity, ModelPipeline, StoredSelection
 
 EVENT_TIMESTAMP = "event_timestamp"  # as an on-demand feature names the moment asked about
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-Reason = Literal["no row", "expired", "from the future"]
+Reason = Literal["no row", "expired", "from the future", "store away"]
+NO_ROW: Reason = "no row"
+STORE_AWAY: Reason = "store away"
 Stand = Literal["nulls", "cold start"]
 Key = tuple[Any, ...]
 Found = tuple[int, Sequence[Any]]  # event time in microseconds, values in the order of the features read
@@ -165,11 +167,22 @@ class FeaturePlan:
         views = [(view.table, view.features) for view in self.views]
         return tuple(TableRead(table, features) for table, features in [*views, *stand_ins])
 
+    @cached_property
+    def key_sets(self) -> tuple[tuple[str, ...], ...]:
+        """The join keys by which views are read, each set once."""
+        return tuple(dict.fromkeys(view.join_keys for view in self.views))
+
+    @cached_property
+    def stand_ins(self) -> int:
+        """How many views have a table that stands in for theirs."""
+        return sum(view.cold_start_table is not None for view in self.views)
+
     def reader(self, store: Store) -> Reader:
         """What reads them from a store, made once."""
-        if store not in self._readers:
-            self._readers[store] = store.reader(self.reads)
-        return self._readers[store]
+        reader = self._readers.get(store)
+        if reader is None:
+            reader = self._readers[store] = store.reader(self.reads)
+        return reader
 
     @cached_property
     def _readers(self) -> WeakKeyDictionary[Store, Reader]:
@@ -229,29 +242,17 @@ def look_up(plan: FeaturePlan, store: Store, requests: Sequence[Mapping[str, Any
     """The inputs of each request (join keys and request features by name) as known at `at`, in order.
 
     All views are read in one round trip, a key asked many times once. A row newer than `at` or older than the
-    view's ttl is not used: its cold start, or nulls, stand in for it, and a fallback says why.
+    view's ttl is not used: its cold start, or nulls, stand in for it, and a fallback says why. While the store is away
+    so it is for every view of a plan that falls back; another raises OnlineStoreUnavailableError.
     """
     if not requests:  # rows that bring their own features need no store, least of all one that is away
         return []
     known: list[dict[str, Any]] = [{**request, EVENT_TIMESTAMP: at} for request in requests]
     looked = [Looked([], {}, []) for _ in requests]
-    asked = {
-        names: [tuple([request[name] for name in names]) for request in requests]
-        for names in {view.join_keys for view in plan.views}
-    }
-    at_us, found = microseconds(at), _found(plan, store, asked)
-    for view, (rows, stand_in) in zip(plan.views, found, strict=True):
-        used, instead = view.instead(stand_in, at_us)
-        for values, answer, key in zip(known, looked, asked[view.join_keys], strict=True):
-            row = rows[key]
-            reason = "no row" if row is None else view.reason_to_refuse(row[0], at_us)
-            if row is None or reason is not None:
-                names = dict(zip(view.join_keys, key, strict=True))
-                answer.fallbacks.append(Fallback(view.view, names, reason, used))  # type: ignore[arg-type]
-                values.update(instead)
-            else:
-                answer.event_times[view.view] = row[0]
-                values.update(zip(view.features, row[1], strict=True))
+    found, missing = _found_or_away(plan, store, requests)
+    at_us = microseconds(at)
+    for view, some in zip(plan.views, found, strict=True):
+        _fill(view, some, at_us, missing, known, looked)
     for transform in plan.transforms:
         computed = transform.columns(known)
         for index, values in enumerate(known):
@@ -261,14 +262,56 @@ def look_up(plan: FeaturePlan, store: Store, requests: Sequence[Mapping[str, Any
     return looked
 
 
-def _found(
-    plan: FeaturePlan, store: Store, asked: Mapping[tuple[str, ...], Sequence[Key]]
-) -> Iterator[tuple[dict[Key, Found | None], Found | None]]:
-    """For each view its rows by key, and the newest stand-in."""
-    distinct = {names: list(dict.fromkeys(keys)) for names, keys in asked.items()}
-    keys = [distinct[view.join_keys] for view in plan.views]
-    answers = plan.reader(store).read([*keys, *([()] for view in plan.views if view.cold_start_table)])
-    stand_ins = iter(answers[len(keys) :])
-    for view, some, rows in zip(plan.views, keys, answers, strict=False):
-        (stand_in,) = next(stand_ins) if view.cold_start_table else [None]
-        yield dict(zip(some, rows, strict=True)), stand_in
+class _Some(NamedTuple):
+    """What the store has of one view for some requests: a key and a row each, and the newest stand-in."""
+
+    keys: Sequence[Key]
+    rows: Sequence[Found | None]
+    stand_in: Found | None
+
+
+def _fill(
+    view: ViewRead, some: _Some, at: int, missing: Reason, known: Sequence[dict[str, Any]], looked: Sequence[Looked]
+) -> None:
+    """Put the view's values, or what stands in for them, into what is known of each request."""
+    features, instead = view.features, None
+    for values, answer, key, row in zip(known, looked, some.keys, some.rows, strict=True):
+        reason = missing if row is None else view.reason_to_refuse(row[0], at)
+        if row is not None and reason is None:
+            answer.event_times[view.view] = row[0]
+            values.update(zip(features, row[1], strict=True))
+        else:
+            instead = instead or view.instead(some.stand_in, at)
+            names = dict(zip(view.join_keys, key, strict=True))
+            answer.fallbacks.append(Fallback(view.view, names, reason or missing, instead[0]))
+            values.update(instead[1])
+
+
+def _found_or_away(
+    plan: FeaturePlan, store: Store, requests: Sequence[Mapping[str, Any]]
+) -> tuple[Sequence[_Some], Reason]:
+    """What the store has for each view, and why it has no row where it has none."""
+    asked = {names: [tuple([request[name] for name in names]) for request in requests] for names in plan.key_sets}
+    try:
+        return _found(plan, store, asked), NO_ROW
+    except OnlineStoreUnavailableError:
+        if plan.without_store == "refuse":
+            raise
+        return [_Some(asked[view.join_keys], [None] * len(requests), None) for view in plan.views], STORE_AWAY
+
+
+def _found(plan: FeaturePlan, store: Store, asked: Mapping[tuple[str, ...], Sequence[Key]]) -> list[_Some]:
+    """A key that many requests name is read once."""
+    distinct = {names: keys if len(keys) == 1 else [*dict.fromkeys(keys)] for names, keys in asked.items()}
+    stand_ins = [()] if plan.stand_ins else []
+    reads = [distinct[view.join_keys] for view in plan.views]
+    answers = plan.reader(store).read([*reads, *(stand_ins for _ in range(plan.stand_ins))])
+    newest = iter(answers[len(reads) :])
+    found = []
+    for view, rows in zip(plan.views, answers, strict=False):
+        keys, once = asked[view.join_keys], distinct[view.join_keys]
+        if len(once) != len(keys):
+            by_key = dict(zip(once, rows, strict=True))
+            rows = [by_key[key] for key in keys]  # noqa: PLW2901  a row a request
+        found.append(_Some(keys, rows, next(newest)[0] if view.cold_start_table else None))
+    return found

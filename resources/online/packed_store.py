@@ -60,12 +60,12 @@ class TableNameError(ValueError):
 
 
 class OnlineStoreUnavailableError(ConnectionError):
-    """The online store did not answer, although it was asked again and again."""
+    """The online store did not answer, although it was asked as often as its caller had time for."""
 
     @classmethod
     def of(cls, where: str, why: Exception) -> Self:
         return cls(
-            f"The online store at {where} did not answer in time, and was asked more than once ({why}). "
+            f"The online store at {where} did not answer ({why}). "
             "Nothing was half read or half written: repeat the call when the store is back."
         )
 
@@ -173,12 +173,15 @@ class PackedStore(ABC):
         self._layouts: dict[bytes, Layout] = {}
 
     @staticmethod
-    def open(url: str) -> PackedStore:
-        """Open the store at `url`, creating it when absent; raises UnknownStoreError."""
+    def open(url: str, within: float | None = None) -> PackedStore:
+        """Open the store at `url`, creating it when absent; raises UnknownStoreError.
+
+        Who cannot wait gives the seconds `within` which an answer is wanted, and gets a store that must be there.
+        """
         if url.startswith("sqlite:///"):
-            return SqlitePackedStore(Path(url.removeprefix("sqlite:///")))
+            return SqlitePackedStore(Path(url.removeprefix("sqlite:///")), within)
         if url.startswith(("redis://", "rediss://")):
-            return RedisPackedStore(url)
+            return RedisPackedStore(url, within)
         raise UnknownStoreError.of(url)
 
     def write(self, table: str, rows: Iterable[Row]) -> int:
@@ -242,6 +245,10 @@ class PackedStore(ABC):
         """A block in which a store that does not answer raises OnlineStoreUnavailableError."""
 
     @abstractmethod
+    def probe(self) -> None:
+        """Ask for nothing; raises OnlineStoreUnavailableError where reads would, or would find a store that is gone."""
+
+    @abstractmethod
     def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
         """The packed rows of the keys of each table, all in one round trip."""
 
@@ -286,6 +293,15 @@ def _valid(table: str) -> str:
     return table
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file it is now; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
 def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -311,11 +327,25 @@ class SqlitePackedStore(PackedStore):
         "WHERE (excluded.event_ts, excluded.created_ts) >= (packed_rows.event_ts, packed_rows.created_ts)"
     )
 
-    def __init__(self, path: Path) -> None:
+    # What the file may be instead of a database that answers: held by another, gone, unreadable, another thing.
+    AWAY = (
+        sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM,
+    )  # fmt: skip
+
+    def __init__(self, path: Path, within: float | None = None) -> None:
         super().__init__()
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
+        self._patience = self.PATIENCE if within is None else within
         self._idle: deque[sqlite3.Connection] = deque()
+        if within is None:
+            self._make(path)
+        self._file = _identity(path)
+        if within is not None:
+            self.probe()
+
+    def _make(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
         # SQLite does not wait its turn to enter WAL mode: first openers at once would meet "database is locked".
         with FileLock(f"{path}.lock"), self._connection() as connection:
             connection.execute("PRAGMA journal_mode = WAL")
@@ -325,27 +355,38 @@ class SqlitePackedStore(PackedStore):
     @contextmanager
     def _connection(self) -> Iterator[sqlite3.Connection]:
         """A connection that no other thread holds meanwhile; as many exist as were ever needed at once."""
-        try:
-            connection = self._idle.pop()
-        except IndexError:
-            connection = self._connect()
-        try:
-            with self.answers():
+        with self.answers():
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self._connect()
+            try:
                 yield connection
-        finally:
-            self._idle.append(connection)
+            finally:
+                self._idle.append(connection)
 
     @contextmanager
     def answers(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        except sqlite3.DatabaseError as error:
+            if getattr(error, "sqlite_errorcode", 0) & 0xFF in self.AWAY:
                 raise OnlineStoreUnavailableError.of(str(self._path), error) from error
             raise
 
+    def probe(self) -> None:
+        """A file that was replaced is gone too: open connections would go on reading what nobody publishes to."""
+        if self._file is None or _identity(self._path) != self._file:
+            raise OnlineStoreUnavailableError.of(str(self._path), FileNotFoundError("it is not there, or another one"))
+        with self._connection() as connection:
+            named = "SELECT count(*) FROM sqlite_master WHERE name IN ('packed_rows', 'packed_layouts')"
+            (tables,) = connection.execute(named).fetchone()
+            if tables != len(self.SCHEMA):
+                raise OnlineStoreUnavailableError.of(str(self._path), LookupError("it has no packed rows"))
+            connection.execute("SELECT 1 FROM packed_rows LIMIT 1").fetchone()
+
     def _connect(self) -> sqlite3.Connection:
-        connection = sqlite3.connect(self._path, timeout=self.PATIENCE, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(self._path, timeout=self._patience, isolation_level=None, check_same_thread=False)
         connection.execute("PRAGMA synchronous = NORMAL")
         connection.execute(f"PRAGMA cache_size = -{self.CACHE_KIB}")
         connection.execute(f"PRAGMA wal_autocheckpoint = {self.WAL_PAGES}")
@@ -484,11 +525,11 @@ class RedisPackedStore(PackedStore):
     CHUNK = 50  # a third of a millisecond of the server; more at once costs it more a row, as Lua keeps all arguments
     LAYOUTS = "mlops:layouts"
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, within: float | None = None) -> None:
         super().__init__()
-        from resources.online.redis_wire import RedisWire
+        from resources.online.redis_wire import Patience, RedisWire
 
-        self._wire = RedisWire(url)
+        self._wire = RedisWire(url, None if within is None else Patience.short(within))
 
     @contextmanager
     def answers(self) -> Iterator[None]:
@@ -496,6 +537,9 @@ class RedisPackedStore(PackedStore):
             yield
         except OSError as error:
             raise OnlineStoreUnavailableError.of(self._wire.where, error) from error
+
+    def probe(self) -> None:
+        self._ask("PING")
 
     def close(self) -> None:
         self._wire.close()

@@ -12,6 +12,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
 
@@ -25,6 +26,26 @@ CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 10.0
 BUFFER = 1 << 17
 
 
+@dataclass(frozen=True)
+class Patience:
+    """How often an answer that does not come is asked for, and how long each wait may be, in seconds."""
+
+    tries: int
+    pause: float
+    connect: float
+    answer: float
+    also_late: bool = True
+    """Is an answer asked for again that did not come in time, or only one that was cut off?"""
+
+    @classmethod
+    def short(cls, seconds: float) -> Self:
+        """Of who cannot wait: a connection that turns out to be dead is made anew, once; what is late is given up.
+
+        At worst one connection and one answer are waited for: twice `seconds`.
+        """
+        return cls(2, 0.0, seconds, seconds, also_late=False)
+
+
 class RedisRefusedError(RuntimeError):
     """Redis answered, with an error."""
 
@@ -36,8 +57,9 @@ class RedisRefusedError(RuntimeError):
 class RedisWire:
     """As many connections to one Redis as were ever needed at once; safe from any thread."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, patience: Patience | None = None) -> None:
         self._url = urlsplit(url)
+        self._patience = patience or Patience(TRIES, PAUSE, CONNECT_SECONDS, ANSWER_SECONDS)
         self._idle: deque[Connection] = deque()
         port, path = self._url.port or 6379, self._url.path
         self.where = f"{self._url.scheme}://{self._url.hostname}:{port}{path}"  # no password
@@ -48,14 +70,14 @@ class RedisWire:
         `packets` is called for each try. They may be lazy: the server is at work on one while the next is made.
         Raises RedisRefusedError where an answer is an error.
         """
-        pause, tries = PAUSE, TRIES
+        pause, tries = self._patience.pause, self._patience.tries
         while True:
             tries -= 1
             try:
                 return self._checked(self._ask(packets()))
-            except OSError:
+            except OSError as error:
                 self.close()  # the others of a server that went away are dead too
-                if not tries:
+                if not tries or (isinstance(error, TimeoutError) and not self._patience.also_late):
                     raise
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
@@ -68,7 +90,7 @@ class RedisWire:
         try:
             connection = self._idle.pop()
         except IndexError:
-            connection = Connection(self._url)
+            connection = Connection(self._url, self._patience)
         try:
             answers = connection.ask(packets)
         except BaseException:
@@ -89,12 +111,12 @@ class RedisWire:
 class Connection:
     """One socket, with the answers of the commands that were sent over it."""
 
-    def __init__(self, url: Any) -> None:
+    def __init__(self, url: Any, patience: Patience) -> None:
         import hiredis
 
         self._pack = hiredis.pack_command
         self._reader: hiredis.Reader = hiredis.Reader()
-        self._socket = _connected(url)
+        self._socket = _connected(url, patience)
         try:
             self._greet(url)
         except BaseException:
@@ -131,9 +153,9 @@ class Connection:
                 raise RedisRefusedError.of(f"{url.hostname}:{url.port or 6379}", answer)
 
 
-def _connected(url: Any) -> socket.socket:
-    plain = socket.create_connection((url.hostname or "localhost", url.port or 6379), timeout=CONNECT_SECONDS)
-    plain.settimeout(ANSWER_SECONDS)
+def _connected(url: Any, patience: Patience) -> socket.socket:
+    plain = socket.create_connection((url.hostname or "localhost", url.port or 6379), timeout=patience.connect)
+    plain.settimeout(patience.answer)
     plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if url.scheme != "rediss":
         return plain
