@@ -30,6 +30,7 @@ from starlette.routing import Route
 from mlops_assets.serving import metrics, stages
 from mlops_assets.serving.admission import Admission
 from mlops_assets.serving.bundle import Release
+from mlops_assets.serving.guarded_store import GuardedStore
 from mlops_assets.serving.logs import logs_access
 from mlops_assets.serving.metrics import Metrics
 from mlops_assets.serving.openapi import openapi
@@ -39,7 +40,7 @@ from mlops_assets.serving.prediction_log import NoLog, PredictionLog, Prediction
 from mlops_assets.serving.problems import InvalidRequestError
 from mlops_assets.serving.releases import FollowedReleases, OneRelease, Releases, Served
 from resources.bentos import BentoStore
-from resources.online.packed_store import OnlineStoreUnavailableError, PackedStore, online_store_url
+from resources.online.packed_store import OnlineStoreUnavailableError, online_store_url
 from resources.releases import ReleaseStore, Variant
 
 if TYPE_CHECKING:
@@ -72,13 +73,13 @@ class Serving:
         """All that MLOPS_HOME holds, for the models of MLOPS_ENDPOINTS (comma list) or every released one."""
         names = [name.strip() for name in os.environ.get("MLOPS_ENDPOINTS", "").split(",") if name.strip()]
         releases = FollowedReleases(ReleaseStore(), BentoStore().path, names)
-        return cls(releases, PackedStore.open(online_store_url()), PredictionLog().writer())
+        return cls(releases, GuardedStore.at(online_store_url()), PredictionLog().writer())
 
     @classmethod
     def alone(cls, bundle: Path, tag: str, version: str) -> Serving:
         """One bundle; the online store and the log only where the environment names them."""
         platform = "MLOPS_HOME" in os.environ
-        store = PackedStore.open(online_store_url()) if platform or "MLOPS_ONLINE_STORE" in os.environ else EmptyStore()
+        store = GuardedStore.at(online_store_url()) if platform or "MLOPS_ONLINE_STORE" in os.environ else EmptyStore()
         log = PredictionLog().writer() if platform else NoLog()
         return cls(OneRelease(Release.load(bundle), tag, version), store, log)
 
