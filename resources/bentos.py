@@ -6,12 +6,16 @@
 into its store, where a kill would leave half a Bento; so it builds in a store of its own beside, and the
 finished Bento is renamed into place. Imports neither Dagster nor BentoML: the serving process finds
 bundles through this module too.
+
+What a Bento is asked and answers is not written down a second time: `plan.json`, `schema.json` and `postprocess.json`
+are the request and response schema, `golden.json` the example, and the OpenAPI page is made of them when it is asked.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -42,6 +46,7 @@ CODE = (  # what the serving process imports, relative to the project
     "resources/online/redis_wire.py",
     "resources/release_record.py",
     "resources/releases.py",
+    "resources/serving_status.py",
 )
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGES = ("fastapi", "filelock", "msgpack", "numpy", "orjson", "polars")  # Polars writes answers as Arrow
@@ -175,9 +180,11 @@ def _bentofile(bundle: Path, model: str, name: str, labels: Mapping[str, str]) -
     return {
         "service": SERVICE,
         "name": name,
-        "description": f"{model}, with its feature plan, schema, drift baseline and golden requests.",
+        "description": f"{model}, with its feature plan, schemas, drift baseline and golden requests.",
         "labels": {"model": model.replace("/", "."), **labels},
         "include": ["**"],
+        # The Python that the packages were tested with, to the last digit: `3.11-slim` is another image next month.
+        "docker": {"base_image": f"python:{platform.python_version()}-slim"},
         # Locking would resolve against an index; the versions that were tested here are stated instead.
         "python": {"packages": [f"{package}=={installed(package)}" for package in packages], "lock_packages": False},
     }

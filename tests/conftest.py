@@ -27,6 +27,10 @@ QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 FIRST_DAY, FIRST_CUTOFF = "2013-06-10", "2013-07-01"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: installs packages, say; run with the others, left out by -m 'not slow'")
+
+
 def use_home(monkeypatch: pytest.MonkeyPatch, root: Path) -> Path:
     monkeypatch.setenv("MLOPS_HOME", str(root))
     monkeypatch.setenv("MLOPS_ENV", "test")
