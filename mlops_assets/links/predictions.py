@@ -3,6 +3,7 @@
 The reports and the receipts read it. No answer may be lost on the way without the check saying so.
 """
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from datetime import date
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,16 @@ from mlops_assets.fields import Field, Float64, Int64, String, UnixTimestamp
 from mlops_assets.links import spec
 from mlops_assets.links.online import online_key
 from mlops_assets.links.training_set import stored_views
+from resources.lake import Lake
+from resources.lake_writer import row_groups
 
 if TYPE_CHECKING:
     import polars as pl
 
+    from mlops_assets.serving.prediction_log import PredictionLog
+
 LINK = "predictions"
+SUMMED = ("prediction", "latency_ms", "version", "fallbacks")
 ANSWER: Mapping[str, Field] = {
     "request_id": String("The event's own id where the caller gave it"),
     "at": UnixTimestamp("The moment the features were asked for"),
@@ -28,9 +34,11 @@ ANSWER: Mapping[str, Field] = {
     "release": String("Tag of the Bento that answered"),
     "version": String("Registered version of its model"),
     "variant": String("Role of the release then: champion or challenger"),
+    "instead_of": String("Tag of the challenger that failed to answer, where the champion did it"),
     "writer": String("The serving process"),
     "seq": Int64("Number of the answer in its writer's log, without gaps"),
     "prediction": Float64("What the model answered"),
+    "outputs": String("What post-processing said of it, as JSON"),
     "latency_ms": Float64("Time taken inside the endpoint", unit="millisecond"),
     "event_times": String("Event time of the row used from each view, as JSON"),
     "fallbacks": String("Views that had no usable row, why, and what was used instead, as JSON"),
@@ -59,21 +67,82 @@ def predictions_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         check_specs=spec.check_specs(key, dict.fromkeys(PROMISES, False), PROMISES),
         io_manager_key="io_manager",
     )
-    def predictions(context: dg.AssetExecutionContext) -> Iterator[Any]:
+    def predictions(context: dg.AssetExecutionContext, lake: Lake) -> Iterator[Any]:
         from mlops_assets.serving.prediction_log import PredictionLog
 
-        log = PredictionLog()
-        rows = logged(model, log.read(model.id, date.fromisoformat(context.partition_key)))
-        shares = fallbacks.in_answers(model, rows)
-        yield dg.Output(
-            rows,
-            data_version=spec.data_version(rows),
-            metadata={"dagster/row_count": rows.height, **summary(rows), **fallbacks.numbers(shares)},
+        log, day = PredictionLog(), context.partition_key
+        version = publish(model, lake, log, day)
+        rows = lake.scan(key, [day]).select(*SUMMED).collect()
+        shares, path = fallbacks.in_answers(model, rows), lake.path(key, day)
+        yield dg.MaterializeResult(
+            data_version=version,
+            metadata={
+                "dagster/row_count": rows.height,
+                "path": dg.MetadataValue.path(str(path)),
+                "bytes": path.stat().st_size,
+                **summary(rows),
+                **fallbacks.numbers(shares),
+            },
         )
-        yield spec.check_result(key, no_gap(log.gaps(model.id)))
+        yield spec.check_result(key, no_gap(log.gaps(model.id, date.fromisoformat(day))))
         yield spec.check_result(key, fallbacks.seldom(model.monitor, shares, rows.height))
 
     return predictions
+
+
+def publish(model: ModelPipeline, lake: Lake, log: "PredictionLog", day: str) -> dg.DataVersion:
+    """Write the day's table from its log, in pieces; returns a version that depends on the rows alone.
+
+    Each answer is there once, also where its line is in the log twice. An answer that was published and has left the
+    log since (its files were put away) stays in the table.
+    """
+    import polars as pl
+
+    schema = pl.Schema({name: field.polars for name, field in columns(model).items()})
+    digest = hashlib.sha256(repr(schema).encode())
+    with row_groups(lake, spec.link_key(model, LINK), day, schema) as table:
+        for rows in _each_once(model, lake, log, day):
+            table.add(rows)
+            digest.update(rows.hash_rows(seed=0).to_numpy().tobytes())
+    return dg.DataVersion(digest.hexdigest()[:16])
+
+
+def _each_once(model: ModelPipeline, lake: Lake, log: "PredictionLog", day: str) -> "Iterator[pl.DataFrame]":
+    """The answers of the log by writer and number, then those that only the published table still has."""
+    key, seen = spec.link_key(model, LINK), _Seen()
+    types = {name: field.polars for name, field in columns(model).items()}
+    for rows in log.chunks(model.id, date.fromisoformat(day), types):
+        yield logged(model, seen.fresh(rows))
+    if lake.exists(key, day):
+        for rows in lake.scan(key, [day]).collect_batches(maintain_order=True):
+            yield logged(model, seen.fresh(rows))
+
+
+class _Seen:
+    """Which numbers of which writers went by; a byte each."""
+
+    def __init__(self) -> None:
+        self._by_writer: dict[str, Any] = {}
+
+    def fresh(self, rows: "pl.DataFrame") -> "pl.DataFrame":
+        """The rows that are seen for the first time."""
+        import polars as pl
+
+        rows = rows.unique(["writer", "seq"], keep="first", maintain_order=True)
+        parts = [self._of(writer, part) for (writer,), part in rows.group_by("writer", maintain_order=True)]
+        return pl.concat([rows.clear(), *parts])
+
+    def _of(self, writer: Any, rows: "pl.DataFrame") -> "pl.DataFrame":
+        import numpy as np
+
+        numbers = rows["seq"].to_numpy()
+        known = self._by_writer.get(writer, np.zeros(0, dtype=bool))
+        if numbers.max() >= len(known):
+            known = np.concatenate([known, np.zeros(int(numbers.max()) + 1 - len(known), dtype=bool)])
+        fresh = ~known[numbers]
+        known[numbers] = True
+        self._by_writer[writer] = known
+        return rows.filter(fresh)
 
 
 def looked_up(model: ModelPipeline) -> list[dg.AssetKey]:

@@ -36,12 +36,12 @@ def columns() -> dict[str, pl.DataType]:
     }
 
 
-def chunks(path: Path, start: int = 0, size: int = CHUNK_BYTES) -> Iterator[bytes]:
+def chunks(path: Path, start: int = 0) -> Iterator[bytes]:
     """The whole lines of a file from `start`, which a line begins at, some megabytes at a time."""
     with path.open("rb") as file:
         file.seek(start)
         rest = b""
-        while read := file.read(size):
+        while read := file.read(CHUNK_BYTES):
             whole, found, rest = (rest + read).rpartition(b"\n")
             if found:
                 yield whole + found

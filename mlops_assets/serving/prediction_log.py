@@ -11,7 +11,7 @@ are not written; a line of its own says how many (`dropped`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from pathlib import Path
@@ -61,12 +61,15 @@ class PredictionLog:
         Columns: those of `prediction_lines.columns` (event_times, fallbacks and outputs are JSON text), then the join
         keys and the inputs by name, or those of `types` alone. An input that has the name of one of them is left out.
         """
-        frames = [
-            prediction_lines.answers(lines, types)
-            for path in self.files(model, day, shadow=shadow)
-            for lines in prediction_lines.chunks(path)
-        ]
-        return _table(frames, types)
+        return _table(self.chunks(model, day, types, shadow=shadow), types)
+
+    def chunks(
+        self, model: str, day: date, types: Mapping[str, pl.DataType] | None = None, *, shadow: bool = False
+    ) -> Iterator[pl.DataFrame]:
+        """The same by file and line, some ten thousand at a time; a line that is there twice comes twice."""
+        for path in self.files(model, day, shadow=shadow):
+            for lines in prediction_lines.chunks(path):
+                yield prediction_lines.answers(lines, types)
 
     def since(
         self,

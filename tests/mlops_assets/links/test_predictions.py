@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import PIPE, Popen, run
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
-from mlops_assets.links.predictions import columns, logged
+from mlops_assets.links.predictions import columns, logged, publish
+from mlops_assets.serving import prediction_lines
 from mlops_assets.serving.answers import Answers, Question, RowInputs
 from mlops_assets.serving.prediction_log import PredictionLog
+from resources.lake import Lake
+from resources.lake_writer import row_groups
 
 if TYPE_CHECKING:
     from conftest import Platform
@@ -110,3 +117,82 @@ def test_a_feature_declared_since_does_not_stop_the_drift_report(platform: Platf
     ran = platform.run("predictions", "drift_report", partition=DAY)
     assert ran.ok, ran.trouble
     assert "aircraft_age" not in ran.facts["drift_report"]["columns"] and "temp" in ran.facts["drift_report"]["columns"]
+
+
+ANSWER_UNTIL_KILLED = """
+import sys, time
+from pathlib import Path
+from datetime import UTC, datetime
+from mlops_assets.serving.answers import Answers, Question, RowInputs
+from mlops_assets.serving.prediction_log import PredictionLog
+from resources.releases import Variant
+name, keys = sys.argv[1], {name: ["X"] for name in ("origin", "dest", "carrier", "tailnum")}
+writer, champion = PredictionLog().writer(), Variant("flights_late_arrival:a", "1", 100)
+for number in range(int(sys.argv[2])):
+    question = Question(datetime(2013, 7, 1, 12, tzinfo=UTC), [f"{name} {number}"], keys)
+    writer.write(Answers("flights/late_arrival", champion, question, ("temp",), RowInputs([[1.5]]), [0.5]))
+    if number == 500: print("on its way", flush=True)
+    time.sleep(0.0005)
+writer.close()
+"""
+
+
+def test_writers_a_kill_and_a_restart_leave_no_gap_and_no_double(platform: Platform, table: Any) -> None:
+    """Two processes write, one is killed and starts again: all that is in the log is in the table, once."""
+    script = [sys.executable, "-c", ANSWER_UNTIL_KILLED]
+    with Popen([*script, "killed", "1000000"], stdout=PIPE) as killed, Popen([*script, "whole", "1200"]) as whole:
+        assert killed.stdout is not None
+        assert killed.stdout.readline()
+        sleep(0.5)
+        killed.kill()
+        assert whole.wait() == 0
+    run([*script, "again", "300"], check=True)
+    ran, rows = table()
+    counts = dict(rows["request_id"].str.split(" ").list.first().value_counts().iter_rows())
+    assert ran.checks["no_gap"].passed
+    assert counts["whole"] == 1200
+    assert counts["again"] == 300
+    assert counts["killed"] > 250
+    assert rows["request_id"].n_unique() == rows.height
+    killed_rows = rows.filter(pl.col("request_id").str.starts_with("killed"))["seq"].to_list()
+    assert killed_rows == list(range(len(killed_rows))), "in order, and nothing but the end is lost"
+
+
+def test_late_lines_come_with_the_next_materialization_and_nothing_goes(platform: Platform, table: Any) -> None:
+    """A slow worker's lines join the table; what was put away from the log, or copied in it, changes nothing."""
+    early = write(answers(platform, *range(5)))
+    _, before = table()
+    write(answers(platform, 5, 6))
+    early.with_name("copy.jsonl").write_bytes(early.read_bytes())
+    _, after = table()
+    assert after["request_id"].to_list() == [f"flight {n}" for n in range(7)]
+    for path in PredictionLog().files(platform.model.id):
+        path.unlink()
+    _, gone = table()
+    assert gone.equals(after)
+    assert after.head(before.height).equals(before)
+
+
+def test_a_day_of_many_rows_is_published_in_pieces(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By chunk of the log a row group, and the same version and rows as in one piece."""
+    lake, log, key = platform.resources["lake"], PredictionLog(), platform.model
+    write(answers(platform, *range(1000)), answers(platform, *range(1000, 2000)))
+    whole = publish(key, lake, log, DAY)
+    rows = lake.scan(TABLE, [DAY]).collect()
+    monkeypatch.setattr(prediction_lines, "CHUNK_BYTES", 100_000)
+    assert publish(key, lake, log, DAY).value == whole.value
+    assert lake.scan(TABLE, [DAY]).collect().equals(rows)
+    assert pq.ParquetFile(lake.path(TABLE, DAY)).num_row_groups > 5
+    assert rows["request_id"].to_list() == [f"flight {n}" for n in range(2000)]
+
+
+def test_a_publication_that_breaks_off_leaves_the_old_table(tmp_path: Path) -> None:
+    """Readers see the rows of before, and nothing lies beside them."""
+    lake, schema = Lake(root=str(tmp_path)), pl.Schema({"x": pl.String()})
+    with row_groups(lake, "a/b", "p", schema) as table:
+        table.add(pl.DataFrame({"x": ["old"]}))
+    with pytest.raises(RuntimeError, match="half way"), row_groups(lake, "a/b", "p", schema) as table:
+        table.add(pl.DataFrame({"x": ["new"]}))
+        raise RuntimeError("half way")
+    assert lake.scan("a/b").collect()["x"].to_list() == ["old"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["p.parquet"]
