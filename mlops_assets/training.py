@@ -242,7 +242,7 @@ def _publish(task: Task, model: Any, out: Path) -> np.ndarray:
 
     beside = out / "bundle.partial"
     shutil.rmtree(beside, ignore_errors=True)
-    task.trainer.save(model, beside / "model")
+    task.trainer.save(model, beside / "model", task.x(task.parts.holdout))
     predict = load_predictor(task.trainer.framework, beside / "model")
     _write_json(beside / "schema.json", task.schema.to_json())
     _write_json(beside / "golden.json", _golden(task, predict))

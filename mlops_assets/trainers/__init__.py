@@ -27,17 +27,41 @@ if TYPE_CHECKING:
     import numpy as np
 
     from mlops_assets.trainers.graphs.graph import Graph
+    from mlops_assets.trainers.keras import (
+        KerasClassifier as KerasClassifier,
+    )
+    from mlops_assets.trainers.keras import (
+        KerasRegressor as KerasRegressor,
+    )
     from mlops_assets.trainers.lightgbm import (
         LightGBMClassifier as LightGBMClassifier,
     )
     from mlops_assets.trainers.lightgbm import (
         LightGBMRegressor as LightGBMRegressor,
     )
+    from mlops_assets.trainers.mlx import (
+        MLXClassifier as MLXClassifier,
+    )
+    from mlops_assets.trainers.mlx import (
+        MLXRegressor as MLXRegressor,
+    )
+    from mlops_assets.trainers.onnx import (
+        OnnxClassifier as OnnxClassifier,
+    )
+    from mlops_assets.trainers.onnx import (
+        OnnxRegressor as OnnxRegressor,
+    )
     from mlops_assets.trainers.sklearn import (
         SklearnClassifier as SklearnClassifier,
     )
     from mlops_assets.trainers.sklearn import (
         SklearnRegressor as SklearnRegressor,
+    )
+    from mlops_assets.trainers.torch import (
+        TorchClassifier as TorchClassifier,
+    )
+    from mlops_assets.trainers.torch import (
+        TorchRegressor as TorchRegressor,
     )
     from mlops_assets.trainers.xgboost import (
         XGBoostClassifier as XGBoostClassifier,
@@ -192,7 +216,10 @@ def trainers() -> dict[str, type[Trainer]]:
         name: value
         for module in modules
         for name, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, Trainer) and not name.startswith("_") and value is not Trainer
+        if isinstance(value, type)
+        and issubclass(value, Trainer)
+        and not name.startswith("_")
+        and value.__module__ == module.__name__
     }
 
 

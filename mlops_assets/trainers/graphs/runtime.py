@@ -31,7 +31,10 @@ def load(directory: Path) -> Predictor:
     Raises UnsafeModelFileError, FileNotFoundError where one of those files is missing.
     """
     path = directory / FILE
-    session = session_of(path, path.read_bytes())
+    graph = path.read_bytes()
+    if any(word in graph for word in ELSEWHERE):
+        raise UnsafeModelFileError.of(path, WANTED, "one that names another file")
+    session = session_of(path, graph)
     _refuse_other_origin(directory, session.get_modelmeta().custom_metadata_map.get(MADE_FROM))
     outputs, run = [session.get_outputs()[0].name], session.run
 
@@ -46,8 +49,6 @@ def session_of(path: Path, graph: bytes) -> Any:
     """A session of ONNX Runtime on the CPU. `path` is only for what an error says."""
     import onnxruntime
 
-    if any(word in graph for word in ELSEWHERE):
-        raise UnsafeModelFileError.of(path, WANTED, "one that names another file")
     if graph[:1] == b"\x80":
         raise UnsafeModelFileError.of(path, WANTED, "a pickle")
     options = onnxruntime.SessionOptions()

@@ -7,9 +7,12 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from mlops_assets.trainers import (
     SERVING_GRAPH,
@@ -19,14 +22,62 @@ from mlops_assets.trainers import (
     UnsafeModelFileError,
     frameworks,
     load_predictor,
+    native_predictor,
     trainer_named,
     trainers,
 )
+from mlops_assets.trainers.graphs.exact import difference
+from mlops_assets.trainers.graphs.graph import probes
 
-SMALL = {"xgboost": {"n_estimators": 20}, "lightgbm": {"n_estimators": 20}, "sklearn": {"max_iter": 20}}
-SUBJECTS = [kind(**SMALL.get(kind.__module__.rpartition(".")[2], {})) for kind in trainers().values()]
+NET = {"hidden": [16], "epochs": 12, "learning_rate": 0.01, "batch_size": 64}
+SMALL: dict[str, dict[str, Any]] = {
+    "xgboost": {"n_estimators": 20},
+    "lightgbm": {"n_estimators": 20},
+    "sklearn": {"max_iter": 20},
+    "torch": NET,
+    "mlx": NET,
+    "keras": NET,
+}
+ELSEWHERE = TemporaryDirectory(prefix="trained-elsewhere-")  # removed when the tests end
+
+
+def elsewhere(name: str) -> dict[str, str]:
+    """A model that nobody here trained: a weighted sum of the columns, missing ones 0, as an ONNX file."""
+    classifies = name == "OnnxClassifier"
+    nodes = [
+        helper.make_node("IsNaN", ["rows"], ["missing"]),
+        helper.make_node("Where", ["missing", "nothing", "rows"], ["whole"]),
+        helper.make_node("MatMul", ["whole", "weights"], ["sum"]),
+        helper.make_node("Sigmoid" if classifies else "Identity", ["sum"], ["told"]),
+    ]
+    weights = np.array([[3.0], [1.5], [0.0], [0.0]] if classifies else [[1.0], [0.5], [0.0], [0.0]], np.float32)
+    graph = helper.make_graph(
+        nodes,
+        "elsewhere",
+        [helper.make_tensor_value_info("rows", TensorProto.FLOAT, [None, 4])],
+        [helper.make_tensor_value_info("told", TensorProto.FLOAT, [None, 1])],
+        [numpy_helper.from_array(weights, "weights"), numpy_helper.from_array(np.float32(0), "nothing")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    path = Path(ELSEWHERE.name, f"{name}.onnx")
+    path.write_bytes(model.SerializeToString())
+    return {"file": str(path)}
+
+
+def settings(kind: type[Trainer]) -> dict[str, Any]:
+    framework = kind.__module__.rpartition(".")[2]
+    return elsewhere(kind.__name__) if framework == "onnx" else SMALL.get(framework, {})
+
+
+def name_of(trainer: Trainer) -> str:
+    """Without the path of a file, which is another one on another worker."""
+    return f"{type(trainer).__name__}-{trainer.params.get('model', '')}".rstrip("-")
+
+
+SUBJECTS = [kind(**settings(kind)) for kind in trainers().values()]
 SUBJECTS += [trainer_named(name, model="linear") for name in ("SklearnClassifier", "SklearnRegressor")]
-every_trainer = pytest.mark.parametrize("trainer", SUBJECTS, ids=repr)
+every_trainer = pytest.mark.parametrize("trainer", SUBJECTS, ids=name_of)
+GRAPHS = [trainer for trainer in SUBJECTS if trainer.framework != "onnx"]  # that one has a graph to begin with
 
 
 def rows(task: str, n: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -100,6 +151,16 @@ def test_importance_has_a_number_for_each_column(trainer: Trainer) -> None:
     assert importance == [] or (len(importance) == 4 and importance.index(max(importance)) == 0 and importance[3] == 0)
 
 
+@pytest.mark.parametrize("trainer", GRAPHS, ids=name_of)
+def test_the_graph_says_what_the_library_says(trainer: Trainer, tmp_path: Path) -> None:
+    """On every threshold, a float beside it, missing and extreme values: to 5e-6, and 1e-12 where both use doubles."""
+    model = fitted(trainer)
+    trainer.save(model, tmp_path)
+    x = np.concatenate([probes(trainer.graph(model).edges, 20_000, seed=5), rows(trainer.task)[0]])
+    told = difference(load_predictor(trainer.framework, tmp_path), native_predictor(trainer.framework, tmp_path), x)
+    assert told < (1e-12 if trainer.framework in {"lightgbm", "sklearn"} else 5e-6)
+
+
 @every_trainer
 def test_nothing_saved_is_a_pickle(trainer: Trainer, tmp_path: Path) -> None:
     """No file, nor a member of an archive, starts as a pickle or contains a pickled object array."""
@@ -114,11 +175,6 @@ def test_nothing_saved_is_a_pickle(trainer: Trainer, tmp_path: Path) -> None:
             assert not any(member.startswith(b"\x80") or b"'|O'" in member[:200] for member in members)
 
 
-def native_files(directory: Path) -> list[Path]:
-    """The framework's own files, without the graph made from them."""
-    return [path for path in sorted(directory.iterdir()) if path.name != SERVING_GRAPH]
-
-
 class Bomb:
     """Its pickle creates a file when it is loaded."""
 
@@ -131,32 +187,43 @@ class Bomb:
 
 @every_trainer
 @pytest.mark.parametrize("protocol", [0, 5])
-def test_a_pickle_offered_as_a_model_is_refused(trainer: Trainer, tmp_path: Path, protocol: int) -> None:
-    """A pickle under the model file's name is refused before a byte of it runs."""
+@pytest.mark.parametrize("graph", [True, False], ids=["graph", "native"])
+def test_a_pickle_offered_as_a_model_is_refused(trainer: Trainer, tmp_path: Path, protocol: int, graph: bool) -> None:
+    """A pickle under a model file's name is refused before a byte of it runs, with the graph there or not."""
     trainer.save(fitted(trainer), tmp_path / "model")
-    (file,) = native_files(tmp_path / "model")
-    file.write_bytes(pickle.dumps(Bomb(tmp_path / "exploded"), protocol=protocol))
-    with pytest.raises(UnsafeModelFileError, match=file.name):
-        load_predictor(trainer.framework, tmp_path / "model")
+    if not graph:
+        (tmp_path / "model" / SERVING_GRAPH).unlink(missing_ok=True)
+    for file in sorted((tmp_path / "model").iterdir()):
+        whole = file.read_bytes()
+        file.write_bytes(pickle.dumps(Bomb(tmp_path / "exploded"), protocol=protocol))
+        with pytest.raises(UnsafeModelFileError, match=file.name):
+            load_predictor(trainer.framework, tmp_path / "model")
+        file.write_bytes(whole)
     assert not (tmp_path / "exploded").exists()
 
 
 @every_trainer
-def test_a_truncated_model_is_refused(trainer: Trainer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("graph", [True, False], ids=["graph", "native"])
+def test_a_truncated_model_is_refused(trainer: Trainer, tmp_path: Path, graph: bool) -> None:
     """Half a file is an error that names it, never a model that predicts something else."""
     trainer.save(fitted(trainer), tmp_path)
-    (file,) = native_files(tmp_path)
-    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(UnsafeModelFileError, match=file.name):
-        load_predictor(trainer.framework, tmp_path)
+    if not graph:
+        (tmp_path / SERVING_GRAPH).unlink(missing_ok=True)
+    for file in sorted(tmp_path.iterdir()):
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(UnsafeModelFileError, match=file.name):
+            load_predictor(trainer.framework, tmp_path)
+        file.write_bytes(whole)
 
 
-@pytest.mark.parametrize("trainer", {trainer.framework: trainer for trainer in SUBJECTS}.values(), ids=repr)
+@pytest.mark.parametrize("trainer", {trainer.framework: trainer for trainer in SUBJECTS}.values(), ids=name_of)
 def test_a_model_loads_in_a_process_that_never_trained(trainer: Trainer, tmp_path: Path) -> None:
-    """A fresh process predicts the same without Dagster, and the boosters without scikit-learn."""
+    """A fresh process predicts the same without Dagster, and without any library that trains."""
     expected = predictions(trainer, tmp_path / "model")
     np.save(tmp_path / "x.npy", rows(trainer.task)[0])
-    blocked = ["dagster", "mlflow", "optuna"] + (["sklearn"] if trainer.framework != "sklearn" else [])
+    blocked = ["dagster", "mlflow", "optuna", "xgboost", "lightgbm", "sklearn", "skops", "torch", "mlx", "keras"]
+    blocked += ["onnx"] if trainer.framework != "onnx" else []
     code = f"""
 import sys
 for name in {blocked!r}:
@@ -181,7 +248,7 @@ def test_a_trainer_is_a_value(trainer: Trainer) -> None:
     assert pickle.loads(pickle.dumps(trainer)) == trainer
 
 
-@pytest.mark.parametrize("trainer", SUBJECTS, ids=repr)
+@every_trainer
 def test_an_unknown_parameter_is_named(trainer: Trainer) -> None:
     """A misspelt parameter is an error when fitting, not a silent default."""
     with pytest.raises(TrainerParameterError, match="max_dept'"):
@@ -222,9 +289,10 @@ def test_a_type_that_no_trainer_writes_is_refused(tmp_path: Path) -> None:
 
 def test_declaring_a_trainer_imports_no_framework() -> None:
     """Definitions hold trainers: naming one must not import what it trains with."""
+    heavy = {"numpy", "xgboost", "lightgbm", "sklearn", "torch", "mlx", "keras", "onnx", "onnxruntime", "dagster"}
     code = (
         "import sys; from mlops_assets.trainers import XGBoostClassifier, trainer_named;"
         "trainer_named('LightGBMRegressor'); XGBoostClassifier(max_depth=3);"
-        "sys.exit(bool({'numpy', 'xgboost', 'lightgbm', 'sklearn', 'skops', 'dagster'} & set(sys.modules)))"
+        f"sys.exit(bool({heavy!r} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

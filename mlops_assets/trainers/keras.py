@@ -1,0 +1,86 @@
+"""A net of dense layers fitted by Keras 3, on torch or on TensorFlow; saved as safetensors and plain JSON.
+
+Not as a Keras archive: its configuration names the classes and functions to build, and several ways around
+its safe mode were found. Keras rebuilds the net from our own list of sizes, and gets its weights as numbers.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets.trainers.networks.fitting import Learner, NetTrainer, Settings
+from mlops_assets.trainers.networks.network import Layer, Network
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlops_assets.trainers import Predictor
+
+
+class _Keras(NetTrainer):
+    def _learner(self, network: Network, settings: Settings, seed: int) -> Learner:  # noqa: ARG002 - nothing is drawn
+        return _Learner(network, settings)
+
+
+class KerasClassifier(_Keras):
+    """Predicts the probability of the positive class."""
+
+    task = "classification"
+
+
+class KerasRegressor(_Keras):
+    """Predicts a value, by squared error."""
+
+    task = "regression"
+
+
+class _Learner:
+    def __init__(self, network: Network, settings: Settings) -> None:
+        keras = _keras()
+        classifies = network.task == "classification"
+        self.model, self.batch = _model(network), settings.batch_size
+        self.model.compile(
+            optimizer=keras.optimizers.AdamW(settings.learning_rate, weight_decay=settings.weight_decay),
+            loss=keras.losses.BinaryCrossentropy(from_logits=True) if classifies else "mse",
+        )
+
+    def epoch(self, x: np.ndarray, y: np.ndarray) -> None:
+        self.model.fit(x, y, batch_size=self.batch, shuffle=False, verbose=0)
+
+    def loss(self, x: np.ndarray, y: np.ndarray) -> float:
+        return float(self.model.evaluate(x, y, batch_size=max(self.batch, 4096), verbose=0))
+
+    def layers(self) -> tuple[Layer, ...]:
+        weights = self.model.get_weights()
+        return tuple(
+            Layer(kernel.T.copy(), bias.copy()) for kernel, bias in zip(weights[::2], weights[1::2], strict=True)
+        )
+
+
+def load(directory: Path) -> Predictor:
+    keras = _keras()
+    network = Network.read(directory)
+    model = _model(network)
+    return network.predictor(lambda prepared: keras.ops.convert_to_numpy(model(prepared, training=False)))
+
+
+def _keras() -> Any:
+    """Keras, on the backend that is installed: it would choose TensorFlow without looking."""
+    if not os.environ.get("KERAS_BACKEND"):
+        os.environ["KERAS_BACKEND"] = "torch" if find_spec("torch") else "tensorflow"
+    import keras
+
+    return keras
+
+
+def _model(network: Network) -> Any:
+    """The layers as a Keras model; Keras holds a kernel the other way round."""
+    keras = _keras()
+    *hidden, _ = network.layers
+    parts = [keras.layers.Dense(len(layer.bias), activation="relu") for layer in hidden]
+    model = keras.Sequential([keras.Input((2 * network.columns,)), *parts, keras.layers.Dense(1)])
+    model.set_weights([values for layer in network.layers for values in (layer.weight.T, layer.bias)])
+    return model

@@ -1,0 +1,99 @@
+"""A net of dense layers fitted by MLX, Apple's array library (its Linux build uses the CPU); saved as safetensors.
+
+It is fitted on MLX's default device, the GPU on a Mac; it answers on the CPU, where one row costs no dispatch
+and products are in full float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets.trainers.networks.fitting import Learner, NetTrainer, Settings
+from mlops_assets.trainers.networks.network import Layer, Network
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlops_assets.trainers import Predictor
+
+
+class _MLX(NetTrainer):
+    def _learner(self, network: Network, settings: Settings, seed: int) -> Learner:  # noqa: ARG002 - MLX draws nothing
+        return _Learner(network, settings)
+
+
+class MLXClassifier(_MLX):
+    """Predicts the probability of the positive class."""
+
+    task = "classification"
+
+
+class MLXRegressor(_MLX):
+    """Predicts a value, by squared error."""
+
+    task = "regression"
+
+
+class _Learner:
+    def __init__(self, network: Network, settings: Settings) -> None:
+        import mlx.core as mx
+        import mlx.optimizers as optim
+        from mlx import nn
+
+        self.weights, self.batch = {"layers": _arrays(network)}, settings.batch_size
+        criterion = nn.losses.binary_cross_entropy if network.task == "classification" else nn.losses.mse_loss
+        self.criterion: Any = lambda weights, x, y: criterion(_forward(weights["layers"], x), y, reduction="mean")
+        self.gradient: Any = mx.value_and_grad(self.criterion)
+        self.optimizer = optim.AdamW(learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
+
+    def epoch(self, x: np.ndarray, y: np.ndarray) -> None:
+        import mlx.core as mx
+
+        for start in range(0, len(x), self.batch):
+            rows, wanted = mx.array(x[start : start + self.batch]), mx.array(y[start : start + self.batch])
+            _, gradients = self.gradient(self.weights, rows, wanted)
+            self.weights = self.optimizer.apply_gradients(gradients, self.weights)
+            mx.eval(self.weights, self.optimizer.state)
+
+    def loss(self, x: np.ndarray, y: np.ndarray) -> float:
+        import mlx.core as mx
+
+        return float(self.criterion(self.weights, mx.array(x), mx.array(y)).item())
+
+    def layers(self) -> tuple[Layer, ...]:
+        import numpy as np
+
+        return tuple(Layer(np.array(layer["weight"]), np.array(layer["bias"])) for layer in self.weights["layers"])
+
+
+def load(directory: Path) -> Predictor:
+    import mlx.core as mx
+    import numpy as np
+
+    network = Network.read(directory)
+    with mx.stream(mx.cpu):
+        weights = _arrays(network)
+        mx.eval(weights)
+
+    def forward(prepared: np.ndarray) -> np.ndarray:
+        with mx.stream(mx.cpu):
+            return np.array(_forward(weights, mx.array(prepared)))
+
+    return network.predictor(forward)
+
+
+def _arrays(network: Network) -> list[dict[str, Any]]:
+    import mlx.core as mx
+
+    return [{"weight": mx.array(layer.weight), "bias": mx.array(layer.bias)} for layer in network.layers]
+
+
+def _forward(weights: Sequence[dict[str, Any]], x: Any) -> Any:
+    import mlx.core as mx
+
+    *hidden, last = weights
+    for layer in hidden:
+        x = mx.maximum(x @ layer["weight"].T + layer["bias"], 0)
+    return x @ last["weight"].T + last["bias"]

@@ -1,0 +1,146 @@
+"""How every net here is fitted: batches in a seeded order, until the validation rows no longer improve.
+
+A framework brings only what differs, a `Learner`: one pass of gradient steps, the loss, the weights.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mlops_assets.trainers import Trainer, TrainerParameterError
+from mlops_assets.trainers.networks.network import Layer, Network, Preparation
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlops_assets.trainers.graphs.graph import Graph
+
+DEFAULTS: Mapping[str, Any] = {
+    "hidden": (64, 32),
+    "learning_rate": 1e-3,
+    "weight_decay": 1e-4,
+    "batch_size": 256,
+    "epochs": 50,
+    "patience": 5,
+}
+
+
+class Learner(Protocol):
+    """A net in a framework's own tensors, with its optimizer."""
+
+    def epoch(self, x: np.ndarray, y: np.ndarray) -> None:
+        """One pass over the rows in their order, a gradient step (AdamW) for each batch."""
+        ...
+
+    def loss(self, x: np.ndarray, y: np.ndarray) -> float:
+        """The mean loss: log loss, or squared error."""
+        ...
+
+    def layers(self) -> tuple[Layer, ...]:
+        """A copy of the weights as they are now."""
+        ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The parameters of a net, each checked."""
+
+    hidden: Sequence[int]
+    learning_rate: float
+    weight_decay: float
+    batch_size: int
+    epochs: int
+    patience: int
+
+    @classmethod
+    def of(cls, trainer: str, given: Mapping[str, Any]) -> Settings:
+        for name in given:
+            if name not in DEFAULTS:
+                raise TrainerParameterError.of(trainer, name, "is not known", f"It knows: {', '.join(DEFAULTS)}.")
+        return cls(**{**DEFAULTS, **given})
+
+
+class NetTrainer(Trainer):
+    """Fits a net of dense layers. Columns are scaled and missing values marked by the net itself.
+
+    `hidden` are the layers' sizes, `patience` the epochs without improvement after which fitting stops.
+    """
+
+    @abstractmethod
+    def _learner(self, network: Network, settings: Settings, seed: int) -> Learner: ...
+
+    def fit(
+        self,
+        x: np.ndarray,
+        y: np.ndarray,
+        x_valid: np.ndarray | None,
+        y_valid: np.ndarray | None,
+        params: Mapping[str, Any],
+        seed: int,
+    ) -> Network:
+        settings = Settings.of(type(self).__name__, {**self.params, **params})
+        prepared = Preparation.fit(x)
+        shift, scale = _target(y, self.task)
+        drawn = Network.drawn(self.task, prepared, settings.hidden, seed)
+        learner = self._learner(drawn, settings, seed)
+        valid = None if x_valid is None or y_valid is None else (prepared(x_valid), _scaled(y_valid, shift, scale))
+        layers, epochs = _fitted(learner, prepared(x), _scaled(y, shift, scale), valid, settings, seed)
+        return replace(drawn, layers=_in_units(layers, shift, scale), epochs=epochs)
+
+    def write(self, model: Network, directory: Path) -> None:
+        model.write(directory)
+
+    def graph(self, model: Network) -> Graph:
+        return model.graph()
+
+    def learned(self, model: Network) -> dict[str, Any]:
+        return {"epochs": model.epochs}
+
+
+def _fitted(
+    learner: Learner,
+    x: np.ndarray,
+    y: np.ndarray,
+    valid: tuple[np.ndarray, np.ndarray] | None,
+    settings: Settings,
+    seed: int,
+) -> tuple[tuple[Layer, ...], int]:
+    """The best weights and after how many epochs they were reached; without validation rows, the last."""
+    import numpy as np
+
+    random = np.random.default_rng(seed)
+    best, best_loss, best_epoch = learner.layers(), float("inf"), 0
+    for epoch in range(1, settings.epochs + 1):
+        order = random.permutation(len(x))
+        learner.epoch(x[order], y[order])
+        loss = learner.loss(*valid) if valid else -float(epoch)
+        if loss < best_loss:
+            best, best_loss, best_epoch = (learner.layers() if valid else best), loss, epoch
+        elif epoch - best_epoch >= settings.patience:
+            break
+    return (best if valid else learner.layers()), max(best_epoch, 1)
+
+
+def _target(y: np.ndarray, task: str) -> tuple[float, float]:
+    """Values are learned in standard deviations from their mean, whatever their unit; classes as they are."""
+    if task == "classification":
+        return 0.0, 1.0
+    return float(y.mean()), float(y.std()) or 1.0
+
+
+def _scaled(y: np.ndarray, shift: float, scale: float) -> np.ndarray:
+    scaled: np.ndarray = ((y - shift) / scale).astype("float32").reshape(-1, 1)
+    return scaled
+
+
+def _in_units(layers: tuple[Layer, ...], shift: float, scale: float) -> tuple[Layer, ...]:
+    """The last layer answers in the target's own unit."""
+    import numpy as np
+
+    *hidden, last = layers
+    told = Layer((last.weight * scale).astype(np.float32), (last.bias * scale + shift).astype(np.float32))
+    return (*hidden, told)

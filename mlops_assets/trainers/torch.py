@@ -1,0 +1,97 @@
+"""A net of dense layers fitted by PyTorch; saved as safetensors and plain JSON, never as torch's own pickle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mlops_assets.trainers import threads
+from mlops_assets.trainers.networks.fitting import Learner, NetTrainer, Settings
+from mlops_assets.trainers.networks.network import Layer, Network
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlops_assets.trainers import Predictor
+
+
+class _Torch(NetTrainer):
+    def _learner(self, network: Network, settings: Settings, seed: int) -> Learner:  # noqa: ARG002 - torch draws nothing
+        return _Learner(network, settings)
+
+
+class TorchClassifier(_Torch):
+    """Predicts the probability of the positive class."""
+
+    task = "classification"
+
+
+class TorchRegressor(_Torch):
+    """Predicts a value, by squared error."""
+
+    task = "regression"
+
+
+class _Learner:
+    def __init__(self, network: Network, settings: Settings) -> None:
+        import torch
+
+        torch.set_num_threads(threads())
+        self.module, self.batch = _module(network), settings.batch_size
+        self.criterion = torch.nn.BCEWithLogitsLoss() if network.task == "classification" else torch.nn.MSELoss()
+        self.optimizer = torch.optim.AdamW(
+            self.module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+
+    def epoch(self, x: np.ndarray, y: np.ndarray) -> None:
+        import torch
+
+        for rows, wanted in zip(
+            torch.from_numpy(x).split(self.batch), torch.from_numpy(y).split(self.batch), strict=True
+        ):
+            self.optimizer.zero_grad()
+            self.criterion(self.module(rows), wanted).backward()
+            self.optimizer.step()
+
+    def loss(self, x: np.ndarray, y: np.ndarray) -> float:
+        import torch
+
+        with torch.inference_mode():
+            return float(self.criterion(self.module(torch.from_numpy(x)), torch.from_numpy(y)))
+
+    def layers(self) -> tuple[Layer, ...]:
+        return tuple(Layer(_numbers(dense.weight), _numbers(dense.bias)) for dense in self.module[::2])
+
+
+def load(directory: Path) -> Predictor:
+    import torch
+
+    network = Network.read(directory)
+    module = _module(network).eval()
+
+    def forward(prepared: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            answer: np.ndarray = module(torch.from_numpy(prepared)).numpy()
+            return answer
+
+    return network.predictor(forward)
+
+
+def _module(network: Network) -> Any:
+    """The layers as a torch module, ReLU between them."""
+    import torch
+
+    parts: list[Any] = []
+    for layer in network.layers:
+        outputs, inputs = layer.weight.shape
+        dense = torch.nn.utils.skip_init(torch.nn.Linear, inputs, outputs)
+        with torch.no_grad():
+            dense.weight.copy_(torch.from_numpy(layer.weight.copy()))
+            dense.bias.copy_(torch.from_numpy(layer.bias.copy()))
+        parts += [dense, torch.nn.ReLU()]
+    return torch.nn.Sequential(*parts[:-1])
+
+
+def _numbers(tensor: Any) -> np.ndarray:
+    numbers: np.ndarray = tensor.detach().numpy().copy()
+    return numbers
