@@ -39,6 +39,8 @@ from mlops_assets.serving.predict import Asked, predict
 from mlops_assets.serving.prediction_log import NoLog, PredictionLog, PredictionWriter
 from mlops_assets.serving.problems import InvalidRequestError
 from mlops_assets.serving.releases import FollowedReleases, OneRelease, Releases, Served
+from mlops_assets.serving.v2_routes import asked as asked_by_v2
+from mlops_assets.serving.v2_routes import routes as v2_routes
 from resources.bentos import BentoStore
 from resources.online.packed_store import OnlineStoreUnavailableError, online_store_url
 from resources.releases import ReleaseStore, Variant
@@ -48,8 +50,8 @@ if TYPE_CHECKING:
 
     from mlops_assets.serving.answers import Answers
     from mlops_assets.serving.raw import Raw
+    from mlops_assets.serving.replies import Part
     from mlops_assets.serving.traffic import Traffic
-    from mlops_assets.serving.wire import Part
 
 TELL_SECONDS = 1.0
 THREADS = 2  # large requests answered at a time; more would only share the same processor
@@ -147,6 +149,7 @@ def create_app(open_serving: Callable[[], Serving]) -> FastAPI:
     app.add_route("/docs", _docs, methods=["GET"])
     app.router.routes.append(Route("/{team}/{model}/predict", _Predict(app), methods=["POST"]))
     app.add_route("/{team}/{model}/release", _release, methods=["GET"])
+    app.router.routes.extend(v2_routes(app))
     return app
 
 
@@ -166,6 +169,9 @@ class FrontDoor:
             model, slash, verb = scope["path"][1:].rpartition("/")
             if verb == "predict" and slash and model.count("/") == 1:
                 await predict(self._app.state.serving, Asked(model, dict(scope["headers"])), receive, send)
+                return
+            if asked := asked_by_v2(scope["path"], dict(scope["headers"])):
+                await predict(self._app.state.serving, asked, receive, send)
                 return
         await self._rest(scope, receive, send)
 

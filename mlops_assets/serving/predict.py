@@ -19,7 +19,7 @@ from mlops_assets.serving import wire
 from mlops_assets.serving.admission import RETRY_SECONDS, in_time
 from mlops_assets.serving.problems import InvalidRequestError, Problem
 from mlops_assets.serving.raw import MAX_BODY
-from mlops_assets.serving.wire import Part
+from mlops_assets.serving.replies import Part
 from resources.online.packed_store import OnlineStoreUnavailableError
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ logger = logging.getLogger(__name__)
 class Dialect(Protocol):
     """How rows come in, and answers and refusals go out."""
 
+    def traffic(self, traffic: Traffic) -> Traffic:
+        """Who may answer, of all that are served."""
+        ...
+
     def read(self, body: bytes, headers: Headers, traffic: Traffic) -> Raw:
         """Raises InvalidRequestError."""
         ...
@@ -57,6 +61,9 @@ class Dialect(Protocol):
 
 class Native:
     """Our own requests: rows as JSON, MessagePack or Arrow."""
+
+    def traffic(self, traffic: Traffic) -> Traffic:
+        return traffic
 
     def read(self, body: bytes, headers: Headers, traffic: Traffic) -> Raw:  # noqa: ARG002 - as the protocol has it
         return wire.read(body, headers.get(b"content-type", b"").decode("latin-1"))
@@ -137,7 +144,7 @@ async def _reply(serving: Serving, asked: Asked, receive: Receive) -> tuple[byte
         queue.hold(len(body))
         size = len(body)
         served = serving.state(asked.model)
-        traffic = served.traffic or await _woken(serving, asked.model, served)
+        traffic = asked.dialect.traffic(served.traffic or await woken(serving, asked.model, served))
         if size <= INLINE_BYTES and traffic.quick:
             parts, reply = _answered(serving, asked, traffic, body)
         else:
@@ -177,7 +184,7 @@ def _observe(breaker: CanaryBreaker, answers: Answers, seconds: float) -> None:
         breaker.observe("challenger", seconds, True)
 
 
-async def _woken(serving: Serving, model: str, served: Served) -> Traffic:
+async def woken(serving: Serving, model: str, served: Served) -> Traffic:
     """A model that sleeps is loaded first; 503 for one that has nothing to answer with."""
     if served.asleep:
         served = await anyio.to_thread.run_sync(serving.releases.wake, model, limiter=serving.threads)
