@@ -45,6 +45,12 @@ class Bundle:
         """What ONNX Runtime serves."""
         return self.directory / "model" / "serving.onnx"
 
+    def booster(self) -> Any:
+        """XGBoost's own model, on one thread as the servers have it."""
+        import xgboost as xgb
+
+        return xgb.Booster({"nthread": 1}, model_file=self.native)
+
     def release(self, version: str) -> str:
         """Build its Bento and give it all traffic; returns the tag."""
         tag = self.build(version)

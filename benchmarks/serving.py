@@ -12,32 +12,28 @@ long a release takes to load, against the model file alone. Used at run time onl
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import httpx
 import numpy as np
-import orjson
 import psutil
 from rich.table import Table
 
 from benchmarks import contenders, wrk
+from benchmarks.batches import batch_figures
 from benchmarks.contenders import Contender, Running
 from benchmarks.harness import Figure, Measurement, UnequalResultsError, fresh_home, in_turn, seconds
 from benchmarks.served_model import INPUTS, MODEL, Bundle, bundle, features, key, publish
-from benchmarks.wrk import Bodies, Load
+from benchmarks.wrk import Bodies, FailedRequestsError, Load
 from mlops_assets.serving.process import serve_command
 from resources.environment import home
 
 CLIENTS = (1, 16, 64)
 TARGET_CLIENTS = 16
-BATCH = 1_000
-BATCH_TARGET, COLD_START_TARGET, TAIL_TARGET = 1.3, 2.0, 1.0
+COLD_START_TARGET, TAIL_TARGET = 2.0, 1.0
 SLUGS = {
     "bare FastAPI": "fastapi",
     "default Bento": "default_bento",
@@ -72,14 +68,6 @@ class Seen:
 Results = Mapping[tuple[str, int], Sequence[Seen]]
 
 
-class FailedRequestsError(AssertionError):
-    """A server that is to be measured failed requests."""
-
-    @classmethod
-    def of(cls, name: str, clients: int, load: Load) -> FailedRequestsError:
-        return cls(f"{name} refused {load.refused} requests of {clients} clients and broke {load.broken}: {load}.")
-
-
 def measure(rounds: int = 3, span: float = 2, batch_rounds: int = 5) -> Measurement:
     """About five minutes; `span` is how many seconds a run of wrk takes."""
     if not wrk.available():
@@ -99,7 +87,7 @@ def measure(rounds: int = 3, span: float = 2, batch_rounds: int = 5) -> Measurem
             for one in sides:
                 require_right(one, expected.get(one.contender.name, expected[OURS]))
             results = contend(sides, directory / "bodies", rounds, span)
-            batches = batch_figures(model, running[0], directory / "batches", batch_rounds)
+            batches = batch_figures(model, running[0].url, directory / "batches", batch_rounds)
         figures = [*load_figures(results), *batches, *cold_start(model, batch_rounds * 3)]
     return Measurement(figures, [shown(results), *([f"MLServer was not measured: {missing}."] if missing else [])])
 
@@ -136,7 +124,7 @@ def peers(model: Bundle, directory: Path, mlserver: Path | None) -> list[Contend
 
 
 def own_predictions(model: Bundle, rows: np.ndarray) -> list[float]:
-    predictions: list[float] = _booster(model).inplace_predict(rows.astype(np.float32)).tolist()
+    predictions: list[float] = model.booster().inplace_predict(rows.astype(np.float32)).tolist()
     return predictions
 
 
@@ -204,83 +192,6 @@ def _tail(results: Results, peer: str, clients: int) -> Figure:
     return Figure(f"serving.{clients}_clients.p99", taken[0], taken[1], peer, unit="us", target=TAIL_TARGET)
 
 
-def batch_figures(model: Bundle, running: Running, bodies: Path, rounds: int) -> list[Figure]:
-    """A request of 1,000 rows from one connection, against its parsing and the model's own predict in this process."""
-    rows = features(BATCH, seed=2)
-    expected = own_predictions(model, rows.to_numpy())
-    booster, figures = _booster(model), []
-    for name, (content_type, body, parse) in formats(rows).items():
-        answer = httpx.post(running.url, content=body, headers={"Content-Type": content_type}, timeout=30)
-        _require_close(name, ours_read(answer.raise_for_status().json()), expected)
-        sent = Bodies.written(bodies / name, [body], content_type)
-        taken = in_turn(
-            partial(_batch_seconds, running.url, sent),
-            partial(per_call, partial(_parse_and_predict, booster, parse, body)),
-            rounds,
-        )
-        figures.append(
-            Figure(
-                f"serving.batch_1000.{name}", 1e3 * taken[0], 1e3 * taken[1], "parse and predict", "ms", BATCH_TARGET
-            )
-        )
-    return figures
-
-
-def formats(rows: Any) -> dict[str, tuple[str, bytes, Callable[[bytes], np.ndarray]]]:
-    """By name: the media type, the rows written in it, and how somebody would read them into an array."""
-    import msgpack
-
-    asked = {"rows": [{"features": row} for row in rows.to_dicts()]}
-    return {
-        "json": ("application/json", orjson.dumps(asked), lambda body: _array(orjson.loads(body))),
-        "msgpack": ("application/msgpack", msgpack.packb(asked), lambda body: _array(msgpack.unpackb(body))),
-        "arrow": ("application/vnd.apache.arrow.stream", _arrow(rows), _read_arrow),
-    }
-
-
-def _array(asked: dict[str, Any]) -> np.ndarray:
-    return np.array([[row["features"][name] for name in INPUTS] for row in asked["rows"]], dtype=np.float32)
-
-
-def _arrow(rows: Any) -> bytes:
-    import io
-
-    stream = io.BytesIO()
-    rows.write_ipc_stream(stream)
-    return stream.getvalue()
-
-
-def _read_arrow(body: bytes) -> np.ndarray:
-    import polars as pl
-
-    return pl.read_ipc_stream(body).select(INPUTS).to_numpy().astype(np.float32)
-
-
-def _parse_and_predict(booster: Any, parse: Callable[[bytes], np.ndarray], body: bytes) -> object:
-    return booster.inplace_predict(parse(body))
-
-
-def _batch_seconds(url: str, bodies: Bodies) -> float:
-    load = wrk.run(url, bodies, 1, 1)
-    if load.failed:
-        raise FailedRequestsError.of(OURS, 1, load)
-    return 1 / load.per_second
-
-
-def per_call(work: Callable[[], object], stroke: float = 0.5) -> float:
-    """Seconds a call, of as many as go into a stroke."""
-    calls, began = 0, time.perf_counter()
-    while (taken := time.perf_counter() - began) < stroke:
-        work()
-        calls += 1
-    return taken / calls
-
-
-def _require_close(what: str, given: Sequence[float], expected: Sequence[float]) -> None:
-    if len(given) != len(expected) or np.abs(np.subtract(given, expected)).max() > TOLERANCE:
-        raise UnequalResultsError.of(f"the batch as {what}", given[:3], expected[:3])
-
-
 def cold_start(model: Bundle, rounds: int) -> list[Figure]:
     """A release read, checked against its golden rows and warm, in a process that has its libraries loaded."""
     from mlops_assets.serving.bundle import Release
@@ -289,17 +200,11 @@ def cold_start(model: Bundle, rounds: int) -> list[Figure]:
         return Release.load(model.directory)
 
     def alone() -> object:
-        return _booster(model)
+        return model.booster()
 
     release(), alone()
     taken = in_turn(lambda: seconds(release), lambda: seconds(alone), rounds)
     return [Figure("serving.cold_start", 1e3 * taken[0], 1e3 * taken[1], "the model file", "ms", COLD_START_TARGET)]
-
-
-def _booster(model: Bundle) -> Any:
-    import xgboost as xgb
-
-    return xgb.Booster({"nthread": 1}, model_file=model.native)
 
 
 def shown(results: Results) -> Table:

@@ -61,6 +61,14 @@ class Load:
         return self.requests / self.seconds
 
 
+class FailedRequestsError(AssertionError):
+    """A server that is to be measured failed requests."""
+
+    @classmethod
+    def of(cls, name: str, clients: int, load: Load) -> FailedRequestsError:
+        return cls(f"{name} refused {load.refused} requests of {clients} clients and broke {load.broken}: {load}.")
+
+
 @dataclass(frozen=True)
 class Bodies:
     """Files with the bodies that are sent in turn, and what they are."""
