@@ -356,7 +356,11 @@ def _joined(parts: Sequence[Values]) -> Values:
     if isinstance(first.data, list):
         return Values(first.dtype, [value for part in parts for value in part.data])
     missing = None if first.dtype == "Float64" else np.concatenate([part.null() for part in parts])
-    return Values(first.dtype, np.concatenate([part.data for part in parts]), missing)
+    arrays = [part.data for part in parts]
+    if first.dtype == "Float64Array":  # a batch of nothing but nulls has arrays of no length
+        width = max(array.shape[1] for array in arrays)
+        arrays = [array if array.size else np.full((len(array), width), np.nan) for array in arrays]
+    return Values(first.dtype, np.concatenate(arrays), missing)
 
 
 def write_arrow(parts: Sequence[Part]) -> bytes:
