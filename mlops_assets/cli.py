@@ -19,7 +19,7 @@ from mlops_assets.terminal import console, print_table
 if TYPE_CHECKING:
     from mlops_assets.declarations import ModelPipeline
     from mlops_assets.promotion import Promotion
-    from resources.releases import ReleaseRecord
+    from resources.releases import ReleaseRecord, ReleaseStore
 
 OURS = ("feature_assets", "mlops_assets", "model_assets", "resources", "sensors")
 app = typer.Typer(
@@ -74,7 +74,7 @@ def promote(
     model: Model,
     version: Annotated[
         str | None,
-        typer.Option(help="A registered version; by default the running canary, else the newest that passed"),
+        typer.Option(help="A registered version; by default the challenger, else the newest that passed"),
     ] = None,
     why: Why = "promoted by hand",
 ) -> None:
@@ -88,6 +88,37 @@ def rollback(model: Model, why: Why = "rolled back by hand") -> None:
     """Return to the release before, at once."""
     pipeline, promotion = _of(model)
     _tell(pipeline, promotion.rollback(pipeline, by=_user(), why=why))
+
+
+@app.command()
+def traffic(
+    model: Model,
+    challenger: Annotated[
+        str | None, typer.Option(help="A version beside the champion until it is changed: VERSION=PERCENT, e.g. 3=20")
+    ] = None,
+    champion_only: Annotated[bool, typer.Option("--champion-only", help="End a canary or a split")] = False,
+    shadow: Annotated[
+        str | None, typer.Option(help="A version that answers too, but whose answers are only logged")
+    ] = None,
+    no_shadow: Annotated[bool, typer.Option("--no-shadow", help="End the shadow")] = False,
+    why: Why = "changed by hand",
+) -> None:
+    """Who gets the traffic, since when, by whom and why, and what each serving process does; or change it."""
+    if (challenger and champion_only) or (shadow and no_shadow):
+        raise typer.BadParameter("--challenger and --champion-only, or --shadow and --no-shadow, exclude each other.")
+    split = _share(challenger) if challenger else None
+    pipeline, promotion = _of(model)
+    by = _user()
+    if split:
+        _tell(pipeline, promotion.split(pipeline, *split, by=by, why=why))
+    if champion_only:
+        _tell(pipeline, promotion.champion_only(pipeline, by=by, why=why))
+    if shadow:
+        _tell(pipeline, promotion.shadow(pipeline, shadow, by=by, why=why))
+    if no_shadow:
+        _tell(pipeline, promotion.unshadow(pipeline, by=by, why=why))
+    if not (split or champion_only or shadow or no_shadow):
+        _show_traffic(promotion.releases, pipeline.id)
 
 
 @app.command()
@@ -209,6 +240,30 @@ def _of(model: str) -> tuple[ModelPipeline, Promotion]:
     return gather().model(model), Promotion.here()
 
 
+def _share(challenger: str) -> tuple[str, int]:
+    """The version and the percent of `3=20`."""
+    version, _, percent = challenger.partition("=")
+    if not version.isdecimal() or not percent.isdecimal():
+        raise typer.BadParameter(f"--challenger {challenger!r} is not VERSION=PERCENT; write e.g. --challenger 3=20.")
+    return version, int(percent)
+
+
+def _show_traffic(releases: ReleaseStore, model: str) -> None:
+    """From the record and the reports of the serving processes alone: it works while MLflow and Dagster are down."""
+    from mlops_assets.traffic import COLUMNS, SERVING_COLUMNS, remarks, reports, standings
+    from resources.serving_status import statuses
+
+    record = releases.current(model)
+    shares = [one.cells for one in standings(record, releases.history(model))]
+    print_table(f"Traffic of {model}, revision {record.revision}", COLUMNS, shares)
+    for remark in remarks(record):
+        typer.echo(remark)
+    if serving := statuses(releases.path(model)):
+        print_table(f"Serving processes of {model}", SERVING_COLUMNS, reports(record, serving))
+    else:
+        typer.echo("No serving process reports; start them with `mlops up`.")
+
+
 def _short(by: str) -> str:
     """A run by the part of its id that Dagster's pages show; people and sensors by their names."""
     return by[:12] if by.startswith("run ") else by
@@ -230,9 +285,8 @@ def _tell(model: ModelPipeline, record: ReleaseRecord) -> None:
     from resources.environment import prepare_home
 
     for variant in record.variants:
-        typer.echo(
-            f"{record.model}: {variant.role} {variant.release} (version {variant.version}) gets {variant.weight} %"
-        )
+        share = "is asked too, unheard" if variant.role == "shadow" else f"gets {variant.weight} %"
+        typer.echo(f"{record.model}: {variant.role} {variant.release} (version {variant.version}) {share}")
     try:
         prepare_home()
         with dg.DagsterInstance.get() as instance:

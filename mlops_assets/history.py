@@ -47,4 +47,8 @@ def events(model: ModelPipeline, releases: ReleaseStore, champions: ChampionStor
 
 
 def _shares(variants: Sequence[Variant]) -> str:
-    return ", ".join(f"version {variant.version} {variant.weight} %" for variant in variants) or "none"
+    return ", ".join(map(_share, variants)) or "none"
+
+
+def _share(variant: Variant) -> str:
+    return f"version {variant.version} " + ("as shadow" if variant.role == "shadow" else f"{variant.weight} %")

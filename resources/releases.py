@@ -106,6 +106,13 @@ class ReleaseStore:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise CorruptReleaseError.of(path, f"{type(error).__name__}: {error}") from error
 
+    def current(self, model: str) -> ReleaseRecord:
+        """The record now; UnknownReleaseError before the first release."""
+        now = self.read(model)
+        if now is None:
+            raise UnknownReleaseError.of(model, "release yet", [])
+        return now
+
     def models(self) -> list[str]:
         """The models that have a release record, sorted."""
         return sorted(f"{path.parent.name}/{path.stem}" for path in self._root.glob("*/*.json"))
@@ -314,10 +321,7 @@ class ReleaseStore:
         return now
 
     def _released(self, model: str, revision: int | None = None) -> ReleaseRecord:
-        now = self._seen(model, revision)
-        if now is None:
-            raise UnknownReleaseError.of(model, "release yet", [])
-        return now
+        return self._seen(model, revision) or self.current(model)
 
     def _challenger_of(self, now: ReleaseRecord) -> Variant:
         if now.challenger is None:

@@ -1,10 +1,12 @@
 """The endpoint: the release record that every serving process of the model follows.
 
 Materializing it gives the champion's Bento its first share of the traffic; a canary goes on by the rollout
-sensor or by `mlops promote`. The first release of a model takes all traffic.
+sensor or by `mlops promote`. The first release of a model takes all traffic. It waits a moment for the serving
+processes to follow: what they refuse at once has no traffic any more, nor the alias, when it is over.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import dagster as dg
@@ -15,9 +17,11 @@ from mlops_assets.declarations import ModelPipeline
 from mlops_assets.links import spec
 from mlops_assets.promotion import BENTO, PARITY, REFUSED, Promotion, limits_of
 from resources.champions import ALIAS
-from resources.releases import ReleaseRecord, SplitRunningError
+from resources.releases import ReleaseRecord, ReleaseStore, SplitRunningError
+from resources.serving_status import ServingStatus, statuses
 
 LINK = "endpoint"
+FOLLOW_SECONDS = 5.0
 CHECK = "champion_released"
 
 
@@ -44,8 +48,12 @@ def endpoint_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         by = f"run {context.run.run_id}"
         promotion.settle(model, by=by)
         record, tag = _released(model, promotion, by)
-        yield dg.MaterializeResult(metadata=told(record), data_version=dg.DataVersion(str(record.revision)))
-        yield spec.check_result(key, champion_released(record, tag))
+        serving = followed(promotion.releases, record)
+        promotion.settle(model, by=by)
+        now = promotion.releases.read(model.id) or record
+        metadata = {**told(now), "serving": reported(serving)}
+        yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(str(now.revision)))
+        yield spec.check_result(key, champion_released(now, tag))
 
     return endpoint
 
@@ -81,6 +89,39 @@ def _released(model: ModelPipeline, promotion: Promotion, by: str) -> tuple[Rele
         return record, tag
 
 
+def followed(releases: ReleaseStore, record: ReleaseRecord, seconds: float = FOLLOW_SECONDS) -> list[ServingStatus]:
+    """What the serving processes report, once all of them follow the record or some time has passed.
+
+    Where none reports there is nothing to wait for: they are elsewhere, or not started yet.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        found = statuses(releases.path(record.model))
+        if all((one.revision or 0) >= record.revision for one in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+
+
+def reported(serving: Sequence[ServingStatus]) -> Any:
+    """What each serving process makes of the record, as metadata."""
+    if not serving:
+        return "no serving process reports; one that starts follows the record"
+    return spec.table(
+        ["process", "revision", "answers", "refused"],
+        [(one.process, one.revision, answers(one), refuses(one)) for one in serving],
+    )
+
+
+def answers(status: ServingStatus) -> str:
+    """Who answers in a process."""
+    return ", ".join(f"{one['role']} version {one['version']} {one['weight']} %" for one in status.serving) or "nothing"
+
+
+def refuses(status: ServingStatus) -> str:
+    """What a process refuses, and why."""
+    return "; ".join(f"{one['release']}: {one['reason']}" for one in status.refused)
+
+
 def told(record: ReleaseRecord) -> dict[str, Any]:
     """The record as metadata."""
     return {
@@ -109,5 +150,6 @@ def moved(model: ModelPipeline, record: ReleaseRecord) -> list[dg.AssetMateriali
 def champion_released(record: ReleaseRecord, tag: str) -> Claim:
     """The Bento is one of the variants and gets requests."""
     weights = {variant.release: variant.weight for variant in record.variants}
-    share = weights.get(tag, 0)
-    return Claim(CHECK, share > 0 and sum(weights.values()) == 100, f"{tag} gets {share} % of {weights}")
+    share, change = weights.get(tag, 0), record.change
+    out = "".join(f"; {one.release} was taken out by {change.by}: {change.why}" for one in change.refused)
+    return Claim(CHECK, share > 0 and sum(weights.values()) == 100, f"{tag} gets {share} % of {weights}{out}")

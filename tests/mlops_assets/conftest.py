@@ -44,6 +44,9 @@ class Registered:
     def alias(self) -> str | None:
         return self.promotion.mlflow.alias(self.model.registered_name, "champion")
 
+    def tags(self, version: str) -> dict[str, str]:
+        return dict(self.promotion.mlflow.version(self.model.registered_name, version).tags)
+
     @property
     def traffic(self) -> dict[str, int]:
         """Percent by version; nothing before the first release."""

@@ -18,6 +18,8 @@ from mlops_assets.cli import _user, app, main
 from mlops_assets.links.spec import link_key
 from resources.environment import PROJECT, prepare_home
 from resources.mlflow import MlflowResource, MlflowUnreachableError
+from resources.releases import Limits
+from resources.serving_status import StatusFile
 
 MODEL = "flights/late_arrival"
 
@@ -60,7 +62,7 @@ def row(output: str, *cells: str) -> bool:
 def test_help_names_every_command():
     """Each with what it does, and the two that write files under `new`."""
     shown, written = mlops("--help").output, mlops("new", "--help").output
-    commands = ("demo", "up", "promote", "rollback", "history", "runs", "features", "lineage", "new")
+    commands = ("demo", "up", "promote", "rollback", "traffic", "history", "runs", "features", "lineage", "new")
     assert [name for name in commands if f" {name} " not in shown] == []
     assert " model " in written and " features " in written
 
@@ -112,6 +114,51 @@ def test_history_tells_every_move_in_order(registered):
     assert row(shown, user, "rollback", "version 2 100 %", "version 1 100 %", "slower")
     assert row(shown, user, "champion", "version 2", "version 1", "slower")
     assert shown.index("the first") < shown.index("sharper") < shown.index("slower")
+
+
+def test_traffic_is_moved_and_told_with_who_since_when_and_why(registered):
+    """A split, a shadow, and their ends; each with its own reason, by the person who typed it."""
+    mlops("promote", MODEL, "--version", "1", "--why", "the first")
+    moved = mlops("traffic", MODEL, "--challenger", "2=20", "--why", "is it better?").output
+    assert "champion" in moved and "(version 1) gets 80 %" in moved and "(version 2) gets 20 %" in moved
+    assert "(version 3) is asked too, unheard" in mlops("traffic", MODEL, "--shadow", "3", "--why", "curious").output
+    shown, user = mlops("traffic", MODEL).output, getpass.getuser()
+    assert "revision 3" in shown and "An A/B split" in shown and "rollback leads to the champion alone" in shown
+    assert row(shown, "champion", " 1 ", " 80 ", user, "is it better?")
+    assert row(shown, "challenger", " 2 ", " 20 ", user, "is it better?")
+    assert row(shown, "shadow", " 3 ", " 0 ", user, "curious")
+    assert "No serving process reports" in shown
+    told = mlops("traffic", MODEL, "--champion-only", "--no-shadow", "--why", "enough").output
+    assert told.count("(version 1) gets 100 %") == 2
+    assert (registered.traffic, registered.alias) == ({"1": 100}, "1")
+    history = mlops("history", MODEL).output
+    assert row(history, user, "split", "version 1 100 %", "version 1 80 %, version 2 20 %", "is it better?")
+    assert row(history, user, "no shadow", "version 3 as shadow", "version 1 100 %", "enough")
+
+
+def test_traffic_tells_of_a_canary_its_steps_and_bounds(registered):
+    """And what every process that serves makes of it: one that is behind, and why one refuses a release."""
+    releases = registered.promotion.releases
+    for version in ("1", "2"):
+        tag = registered.promotion.bento_of(registered.model, version)
+        releases.start_canary(MODEL, tag, version, [10, 100], by="x", why="y", limits=Limits(min_requests=7))
+    behind = {"role": "champion", "release": tag, "version": "1", "weight": 100}
+    status = StatusFile(releases.path(MODEL))
+    status.write({"revision": 1, "serving": [behind], "refused": [{"release": tag, "reason": "no model file"}]})
+    shown = mlops("traffic", MODEL).output
+    assert "step 1 of 2 (10, 100 %)" in shown and "after 7 requests, over 1.0% fail" in shown
+    assert row(shown, f"-{os.getpid()} ", "1, 2 is to come", "champion version 1 100 %", "no model file")
+    releases.refuse(MODEL, 2, tag, by="serving pod-1", why="slow", action="circuit breaker")
+    shown = mlops("traffic", MODEL).output
+    assert "(version 2) was taken out by serving pod-1: slow" in shown and "no release before it" in shown
+
+
+def test_the_traffic_is_told_while_mlflow_is_down(registered, home):
+    """Who answers, and since when, is what is asked first when something is wrong."""
+    mlops("promote", MODEL, "--version", "1")
+    shutil.rmtree(home / "mlflow")
+    (home / "mlflow").touch()
+    assert row(mlops("traffic", MODEL).output, "champion", " 1 ", " 100 ")
 
 
 def test_history_of_a_model_that_was_never_released_is_empty(home):
@@ -173,6 +220,14 @@ def test_an_unknown_view_is_one_line(home, monkeypatch, capsys):
     [
         (["promote", MODEL, "--version", "9"], "cannot promote version 9: it does not exist (promotable: "),
         (["promote", MODEL, "--version", "3"], "cannot promote version 3: it did not pass its gate (promotable: "),
+        (
+            ["traffic", MODEL, "--challenger", "3=20"],
+            "cannot promote version 3: it did not pass its gate (promotable: ",
+        ),
+        (["traffic", MODEL, "--challenger", "2=20"], "has no release yet (known: none). Materialize"),
+        (["traffic", MODEL, "--shadow", "9"], "has no version '9' (known: "),
+        (["traffic", MODEL], "has no release yet (known: none). Materialize"),
+        (["traffic", "flights/late_arival"], "Did you mean 'flights/late_arrival'"),
         (["promote", "flights/arrival_delay"], "no version passed its gate (promotable: none). Materialize"),
         (["rollback", MODEL], "has no release yet (known: none). Materialize 'flights/late_arrival/endpoint'"),
     ],
@@ -180,6 +235,22 @@ def test_an_unknown_view_is_one_line(home, monkeypatch, capsys):
 def test_what_cannot_be_moved_is_one_line_with_the_next_step(registered, monkeypatch, capsys, words, says):
     assert says in problem(monkeypatch, capsys, *words)
     assert (registered.traffic, registered.alias) == ({}, None)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--challenger", "3"], "is not VERSION=PERCENT"),
+        (["--challenger", "3=x"], "is not VERSION=PERCENT"),
+        (["--challenger", "2=20", "--champion-only"], "exclude each other"),
+        (["--shadow", "2", "--no-shadow"], "exclude each other"),
+    ],
+)
+def test_traffic_that_cannot_be_meant_moves_nothing(registered, words, says):
+    mlops("promote", MODEL, "--version", "1")
+    refused = CliRunner().invoke(app, ["traffic", MODEL, *words])
+    assert refused.exit_code == 2 and says in " ".join(refused.output.split())
+    assert registered.traffic == {"1": 100}
 
 
 def test_a_rollback_with_nothing_before_is_one_line(registered, monkeypatch, capsys):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -15,8 +16,9 @@ import pytest
 
 from mlops_assets.links.champion import champion_asset
 from mlops_assets.links.endpoint import endpoint_asset
-from mlops_assets.promotion import REFUSED, ROLLED_BACK, NotPromotableError
+from mlops_assets.promotion import PARITY, REFUSED, REFUSED_BECAUSE, ROLLED_BACK, NotPromotableError
 from resources.environment import PROJECT, resources_for
+from resources.mlflow import UnknownModelVersionError
 from resources.releases import StaleReleaseError, UnknownReleaseError
 
 
@@ -115,8 +117,7 @@ def test_a_second_rollback_undoes_the_first_also_for_the_champion_asset(register
     roll_back(registered)
     roll_back(registered)
     assert (registered.traffic, registered.alias) == ({"2": 100}, "2")
-    tags = registered.promotion.mlflow.version(registered.model.registered_name, "2").tags
-    assert tags[ROLLED_BACK] == "false"
+    assert registered.tags("2")[ROLLED_BACK] == "false"
 
 
 def test_going_further_back_leaves_every_newer_version_that_had_traffic(registered):
@@ -167,6 +168,165 @@ def test_a_champion_without_a_passed_candidate_says_where_to_look(registered):
     assert "No version of model 'flights/late_arrival' passed its gate" in problem(result)
 
 
+# -- splits and shadows -----------------------------------------------------------------------------
+
+
+def test_a_split_is_of_versions_that_passed_and_leaves_the_alias(registered):
+    """The champion stays the champion while both answer; the one that loses does not come back by itself."""
+    promote(registered, "1")
+    split = partial(registered.promotion.split, registered.model, by="ann", why="is it better?")
+    record = split("2", 20)
+    assert (registered.traffic, registered.alias, record.limits) == ({"1": 80, "2": 20}, "1", None)
+    with pytest.raises(NotPromotableError, match="it did not pass its gate"):
+        split("3", 20)
+    registered.promotion.mlflow.tag_version(registered.model.registered_name, "4", {PARITY: REFUSED})
+    with pytest.raises(NotPromotableError, match="differ from those offline"):
+        split("4", 20)
+    registered.promotion.champion_only(registered.model, by="ann", why="no")
+    assert (registered.traffic, registered.alias) == ({"1": 100}, "1")
+    assert registered.tags("2")[ROLLED_BACK] == "true"
+
+
+def test_the_winner_of_a_split_is_promoted_without_its_number(registered):
+    promote(registered, "1")
+    registered.promotion.split(registered.model, "2", 20, by="ann", why="is it better?")
+    promote(registered)
+    assert (registered.traffic, registered.alias) == ({"2": 100}, "2")
+
+
+def test_a_split_in_place_of_a_canary_takes_the_alias_back(registered):
+    """The canary's version had moved it; it was left for a reason."""
+    promote(registered, "1")
+    assert materialize(registered, champion_asset).success
+    registered.promotion.bento_of(registered.model, "4")
+    assert materialize(registered, endpoint_asset).success
+    assert registered.alias == "4"
+    registered.promotion.split(registered.model, "2", 20, by="ann", why="the other one")
+    assert (registered.traffic, registered.alias) == ({"1": 80, "2": 20}, "1")
+    assert registered.tags("4")[ROLLED_BACK] == "true"
+
+
+def test_a_canary_does_not_end_a_split(registered):
+    """The endpoint asset says what runs and how to end it; the experiment goes on."""
+    promote(registered, "1")
+    registered.promotion.split(registered.model, "2", 20, by="ann", why="is it better?")
+    assert materialize(registered, champion_asset).success
+    registered.promotion.bento_of(registered.model, "4")
+    result = materialize(registered, endpoint_asset)
+    assert not result.success and "an A/B split runs since" in problem(result)
+    assert registered.traffic == {"1": 80, "2": 20}
+
+
+def test_any_registered_version_may_be_a_shadow(registered):
+    """Also one that did not pass its gate: nobody gets its answers, and it is never marked nor crowned for it."""
+    promote(registered, "1")
+    registered.promotion.shadow(registered.model, "3", by="ann", why="how bad is it?")
+    assert (registered.traffic, registered.alias) == ({"1": 100, "3": 0}, "1")
+    promote(registered, "2")
+    roll_back(registered)
+    assert registered.traffic == {"1": 100, "3": 0} and ROLLED_BACK not in registered.tags("3")
+    registered.promotion.unshadow(registered.model, by="ann", why="seen")
+    assert registered.traffic == {"1": 100}
+
+
+def test_a_shadow_of_a_version_that_does_not_exist_says_what_does(registered):
+    promote(registered, "1")
+    with pytest.raises(UnknownModelVersionError, match=r"has no version '9' \(known: 4, 3, 2, 1\)"):
+        registered.promotion.shadow(registered.model, "9", by="ann", why="?")
+
+
+# -- what serving processes refuse -------------------------------------------------------------------
+
+
+def refuse(registered: Any, version: str, why: str = "no model file") -> None:
+    """As a serving process does, that knows no registry."""
+    releases, model = registered.promotion.releases, registered.model.id
+    tag = registered.promotion.bento_of(registered.model, version)
+    releases.refuse(model, releases.read(model).revision, tag, by="serving pod-1", why=why)
+
+
+def test_the_registry_is_brought_after_what_was_refused(registered):
+    """The alias goes to what answers instead; the version is marked, with the reason, not to come back by itself."""
+    promote(registered, "1")
+    promote(registered, "2")
+    refuse(registered, "2")
+    assert (registered.traffic, registered.alias) == ({"1": 100}, "2")
+    assert registered.promotion.settle(registered.model, by="sensor") is not None
+    tags = registered.tags("2")
+    assert registered.alias == "1" and tags[ROLLED_BACK] == "true"
+    assert tags[REFUSED_BECAUSE].startswith("refused at ") and tags[REFUSED_BECAUSE].endswith(": no model file")
+    last = registered.promotion.champions.history(registered.model.id)[-1]
+    assert (last.by, last.before, last.after) == ("sensor", "2", "1") and "no model file" in last.why
+
+
+def test_settling_again_changes_nothing(registered):
+    """Nor where nothing was refused, nor before the first release."""
+    assert registered.promotion.settle(registered.model, by="sensor") is None
+    promote(registered, "1")
+    assert registered.promotion.settle(registered.model, by="sensor") is None
+    promote(registered, "2")
+    refuse(registered, "2")
+    assert registered.promotion.settle(registered.model, by="sensor") is not None
+    moves = registered.promotion.champions.history(registered.model.id)
+    assert registered.promotion.settle(registered.model, by="sensor") is None
+    assert registered.promotion.champions.history(registered.model.id) == moves
+
+
+def test_an_alias_that_is_ahead_is_left_when_another_was_refused(registered):
+    """A newer candidate became champion meanwhile, and is on its way to the traffic."""
+    promote(registered, "1")
+    promote(registered, "2")
+    refuse(registered, "2")
+    assert materialize(registered, champion_asset).success
+    assert registered.alias == "4"
+    assert registered.promotion.settle(registered.model, by="sensor") is not None
+    assert registered.alias == "4" and registered.tags("2")[ROLLED_BACK] == "true"
+
+
+def test_what_was_refused_may_be_promoted_again_by_hand(registered):
+    """It is mended, or it was the machine's fault: the marks go."""
+    promote(registered, "1")
+    promote(registered, "2")
+    refuse(registered, "2")
+    registered.promotion.settle(registered.model, by="sensor")
+    promote(registered, "2")
+    assert (registered.traffic, registered.alias) == ({"2": 100}, "2")
+    assert (registered.tags("2")[ROLLED_BACK], registered.tags("2")[REFUSED_BECAUSE]) == ("false", "")
+    assert registered.promotion.settle(registered.model, by="sensor") is None
+
+
+def test_a_settling_that_was_killed_is_completed_by_the_next(registered, monkeypatch):
+    """The version is marked and the process dies before the alias."""
+    promote(registered, "1")
+    promote(registered, "2")
+    refuse(registered, "2")
+    settle = partial(registered.promotion.settle, registered.model, by="sensor")
+    killed_before_the_alias(registered, monkeypatch, settle)
+    assert registered.alias == "2"
+    settle()
+    assert registered.alias == "1" and registered.tags("2")[ROLLED_BACK] == "true"
+
+
+def test_a_shadow_that_was_refused_says_nothing_of_its_version(registered):
+    """It may have been too big for the memory left to it; it is out, and may still be promoted."""
+    promote(registered, "1")
+    registered.promotion.shadow(registered.model, "2", by="ann", why="curious")
+    refuse(registered, "2")
+    assert registered.promotion.settle(registered.model, by="sensor") is None
+    assert registered.traffic == {"1": 100} and ROLLED_BACK not in registered.tags("2")
+
+
+def test_the_endpoint_asset_settles_before_it_releases(registered):
+    """Else it would begin the canary again that was just refused."""
+    promote(registered, "1")
+    registered.promotion.mlflow.tag_version(registered.model.registered_name, "4", {"gate": REFUSED})
+    assert materialize(registered, champion_asset).success and materialize(registered, endpoint_asset).success
+    assert registered.traffic == {"1": 90, "2": 10}
+    refuse(registered, "2")
+    assert materialize(registered, endpoint_asset).success
+    assert (registered.traffic, registered.alias) == ({"1": 100}, "1")
+
+
 # -- two at once ----------------------------------------------------------------------------------
 
 
@@ -212,6 +372,7 @@ PROMOTE = """
 import sys
 from mlops_assets.catalog import gather
 from mlops_assets.promotion import Promotion
+from resources.mlflow import UnknownModelVersionError
 from resources.releases import StaleReleaseError
 model, promotion = gather().model("flights/late_arrival"), Promotion.here()
 turn = 0
