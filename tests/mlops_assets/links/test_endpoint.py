@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from mlops_assets.links.endpoint import followed, reported
+from mlops_assets.links.spec import link_key
 from resources import releases
+from resources.serving_status import StatusFile
 
 if TYPE_CHECKING:
     from conftest import Platform
+
+    from resources.releases import ReleaseRecord
 
 CUTOFF = "2013-07-01"
 NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
@@ -25,6 +36,27 @@ ROW: dict[str, Any] = {
     "departure_hour": 8.0,
     "weekday": 1.0,
 }
+
+
+@contextmanager
+def reporting(platform: Platform, report: Callable[[ReleaseRecord], dict[str, Any]]) -> Iterator[None]:
+    """A serving process that reports: `report` is what it does with each record, and says."""
+    store, done = platform.promotion.releases, threading.Event()
+    status = StatusFile(store.path(platform.model.id))
+
+    def follow() -> None:
+        while not done.wait(0.05):
+            record = store.current(platform.model.id)
+            status.write({"serving": [asdict(one) for one in record.variants], "refused": [], **report(record)})
+
+    thread = threading.Thread(target=follow)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        status.remove()
 
 
 def test_materializing_again_changes_no_traffic(platform: Platform) -> None:
@@ -57,6 +89,49 @@ def test_a_release_that_breaks_off_leaves_the_old_one_serving(
         assert platform.run("endpoint").ok
         endpoint.follow(platform.published["release"])
         assert endpoint.serving == {"1", "2"}
+
+
+def test_its_page_says_what_the_serving_processes_make_of_it(platform: Platform) -> None:
+    """It waits until they follow, not for one that does not, and says so where none reports."""
+    ran = platform.run("endpoint")
+    assert ran.facts["endpoint"]["serving"] == "no serving process reports; one that starts follows the record"
+    with reporting(platform, lambda record: {"revision": record.revision}):
+        assert platform.train(CUTOFF).ok
+    materialized = platform.instance.get_latest_materialization_event(link_key(platform.model, "endpoint"))
+    shown = materialized.asset_materialization.metadata
+    assert f"-{os.getpid()} | 2 | champion version 1 60 %, challenger version 2 40 %" in str(shown["serving"].value)
+
+
+def test_a_process_that_does_not_follow_is_not_waited_for_long(platform: Platform) -> None:
+    """It is shown where it stands."""
+    releases, record = platform.promotion.releases, platform.published["release"]
+    status = StatusFile(releases.path(platform.model.id))
+    status.write({"revision": 0, "serving": [], "refused": [{"release": record.champion.release, "reason": "full"}]})
+    began = time.monotonic()
+    (seen,) = followed(releases, record, seconds=0.3)
+    assert 0.3 <= time.monotonic() - began < 2
+    assert f"{seen.process} | 0 | nothing | {record.champion.release}: full" in str(reported([seen]).value)
+
+
+def test_a_release_that_is_refused_at_once_fails_the_run_and_leaves_no_trace_of_a_promotion(
+    platform: Platform,
+) -> None:
+    """Traffic and alias are where they were, the check says who refused it and why, and it does not come back."""
+
+    def refuse(record: ReleaseRecord) -> dict[str, Any]:
+        if record.challenger:
+            platform.promotion.releases.refuse(
+                record.model, record.revision, record.challenger.release, by="serving pod-1", why="no model file"
+            )
+        return {"revision": record.revision - bool(record.challenger)}
+
+    with reporting(platform, refuse):
+        ran = platform.train(CUTOFF)
+    check = ran.checks["champion_released"]
+    assert not ran.ok and not check.passed and "taken out by serving pod-1: no model file" in check.description
+    published = platform.published
+    assert [(v.version, v.weight) for v in published["release"].variants] == [("1", 100)] and published["alias"] == "1"
+    assert platform.run("champion", "bento", "endpoint").ok and platform.published == published
 
 
 def test_without_a_champion_there_is_nothing_to_release(platform: Platform) -> None:
