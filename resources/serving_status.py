@@ -3,8 +3,8 @@
     <releases root>/<team>/<model>.serving/<host>-<pid>.json    revision, serving, refused, at
 
 A process writes its file when what it serves changes and every few seconds, so that an old one is of a process that
-is gone; it takes its file away when it ends. Nobody decides by these files: they are for people, and for an asset
-that waits until everybody has followed. Imports no Dagster: the serving process writes them.
+is gone; it takes its file away when it ends. They are for people, for an asset that waits until everybody has followed,
+and for a process that cannot load what others answer with. Imports no Dagster: the serving process writes them.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from starlette.routing import Route
 from mlops_assets.serving import metrics, stages
 from mlops_assets.serving.admission import Admission
 from mlops_assets.serving.bundle import Release
+from mlops_assets.serving.follower import FollowedReleases
 from mlops_assets.serving.guarded_store import GuardedStore
 from mlops_assets.serving.logs import logs_access
 from mlops_assets.serving.metrics import Metrics
@@ -38,7 +39,7 @@ from mlops_assets.serving.plan import EmptyStore, Store
 from mlops_assets.serving.predict import Asked, predict
 from mlops_assets.serving.prediction_log import NoLog, PredictionLog, PredictionWriter
 from mlops_assets.serving.problems import InvalidRequestError
-from mlops_assets.serving.releases import FollowedReleases, OneRelease, Releases, Served
+from mlops_assets.serving.releases import OneRelease, Releases, Served
 from mlops_assets.serving.v2_routes import asked as asked_by_v2
 from mlops_assets.serving.v2_routes import routes as v2_routes
 from resources.bentos import BentoStore
@@ -219,7 +220,7 @@ async def _tell(serving: Serving) -> None:
     while True:
         await asyncio.sleep(TELL_SECONDS)
         serving.metrics.tell(serving.admission.depth)
-        served = {model: serving.releases.served(model) for model in serving.releases.models()}
+        served = {model: serving.releases.peek(model) for model in serving.releases.models()}
         cutoffs = {model: _cutoff(now) for model, now in served.items()}
         serving.metrics.ages({model: cutoff for model, cutoff in cutoffs.items() if cutoff is not None})
 

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import ceil, floor, sqrt
-from typing import Any, Self
+
+from resources.release_record import Limits
 
 SURE = 3.09  # standard deviations: 1 in 1,000 by chance; lower, and looking every 0.2 s would find a false alarm
 FEWEST_FAILURES = 3  # below, it may be one caller who asks again and again
@@ -19,21 +20,6 @@ QUANTILE = 0.95
 WINDOW = 2_000  # latest answers of a role whose latency counts: a canary of days is judged by its last minutes
 WAITING = 16_384  # observations between two judgements; more are not needed, and memory stays bounded
 LEAST_SECONDS = 0.001  # a p95 below it disturbs nobody, however many times the champion's it is
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a challenger may do: the share of its requests (0 to 1) that fail, its latency in multiples of the
-    champion's, and the requests of it that must be seen before its latency is judged."""
-
-    max_error_share: float = 0.01
-    max_latency_ratio: float = 3.0
-    min_requests: int = 50
-
-    @classmethod
-    def of(cls, said: Any) -> Self | None:
-        """Those of a record, None for a record without any."""
-        return said and cls(said.max_error_share, said.max_latency_ratio, said.min_requests)
 
 
 @dataclass(slots=True)

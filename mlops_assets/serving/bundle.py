@@ -68,8 +68,11 @@ class Release:
     postprocess: Postprocess | None = None
 
     @classmethod
-    def load(cls, bundle: Path) -> Self:
-        """Read a bundle, check its golden rows and warm it. Raises BrokenBundleError, GoldenMismatchError."""
+    def load(cls, bundle: Path, model: str | None = None) -> Self:
+        """Read a bundle, which must be of `model`, check its golden rows and warm it.
+
+        Raises BrokenBundleError, GoldenMismatchError, and what the model's library does.
+        """
         from mlops_assets.trainers import load_predictor
 
         manifest = _part(bundle, "manifest.json", dict)
@@ -81,6 +84,8 @@ class Release:
             predictor=load_predictor(manifest["framework"], bundle / "model"),
             postprocess=Postprocess.load(bundle),
         )
+        if model not in (None, release.model):
+            raise BrokenBundleError.of(bundle, "plan.json", f"it is of {release.model!r}, not {model!r}")
         release._check(bundle)
         return release
 

@@ -174,7 +174,7 @@ def _account(serving: Serving, served: Served, parts: Sequence[Part], seconds: f
         if served.breaker is not None:
             _observe(served.breaker, answers, seconds)
         if served.shadow is not None:
-            served.shadow.tell(answers.question)
+            served.shadow.tell(answers.question, answers.names)
 
 
 def _observe(breaker: CanaryBreaker, answers: Answers, seconds: float) -> None:

@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlops_assets.serving.releases import FollowedReleases, Served, Traffic, bucket_of
+from mlops_assets.serving.follower import FollowedReleases
+from mlops_assets.serving.releases import Served
+from mlops_assets.serving.traffic import Traffic, bucket_of
 from resources.releases import ReleaseStore, Variant
 
 MODEL = "flights/late_arrival"
@@ -168,7 +170,7 @@ def test_releases_that_are_no_longer_needed_give_their_memory_back(platform: Pla
     for version in (2, 3, 4):
         platform.release(version)
         eventually(lambda expected=str(version): versions(follower) == {expected: 100})  # type: ignore[misc]
-    assert set(follower._loaded) == {"flights_late_arrival:3", "flights_late_arrival:4"}
+    assert follower._shelf.tags() == {"flights_late_arrival:3", "flights_late_arrival:4"}
 
 
 def split(weight: int) -> Traffic:
