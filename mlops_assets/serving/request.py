@@ -20,10 +20,10 @@ from mlops_assets.serving import answers
 from mlops_assets.serving.answers import RowInputs
 from mlops_assets.serving.cells import Cell, Cells, Row
 from mlops_assets.serving.plan import FeaturePlan
-from mlops_assets.serving.problems import MAX_PROBLEMS, InvalidRequestError, Problem, problems
-from mlops_assets.serving.raw import MAX_BODY, MAX_ROWS, Raw, Rows, Table
+from mlops_assets.serving.problems import MAX_PROBLEMS, InvalidRequestError, problems
+from mlops_assets.serving.raw import Raw, Table
 
-__all__ = ["MAX_BODY", "MAX_ROWS", "Form", "InvalidRequestError", "Problem", "problems"]
+__all__ = ["Form", "InvalidRequestError", "new_id"]
 
 Given = Sequence[Mapping[str, Any]]
 
@@ -151,23 +151,3 @@ def _refuse_mixed(rows: Given) -> None:
             problem = f"brings {'no features' if full else 'features'}, row 0 {'does' if full else 'does not'}"
             fix = "Send rows by keys and rows with features as two requests."
             raise InvalidRequestError.of(problem, fix, "features", row=number)
-
-
-# --- what app.py read with before `wire` and `Form`; to be deleted with its last caller ---
-
-EXAMPLE = '{"rows": [{...}], "at": "2013-04-01T12:00:00+00:00"}'
-Question = Rows
-
-
-def read_question(body: bytes) -> Rows:
-    """As `wire.read` does for JSON."""
-    from mlops_assets.serving import wire
-
-    raw: Any = wire.read(body, "application/json")
-    return Rows(raw.rows, raw.at)
-
-
-def request_id(row: Mapping[str, Any], plan: FeaturePlan) -> str | None:
-    """The caller's own id of the row: the label key, when it is given."""
-    given = row.get(plan.key)
-    return None if given is None else str(given)

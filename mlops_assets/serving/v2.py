@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from mlops_assets.serving.bundle import Release
 
 JSON_LENGTH = b"inference-header-content-length"
-SERVER = {"name": "mlops-assets", "version": "2", "extensions": ["binary_tensor_data"]}
+EXTENSION = "application/octet-stream"  # JSON with tensors as bytes behind it
+SERVER: dict[str, Any] = {"name": "mlops-assets", "version": "2", "extensions": ["binary_tensor_data"]}
 SAID: dict[str, TypeName] = {"request_id": "String", "release": "String", "version": "String", "variant": "String"}
 MANY_PROBLEMS = 20
 Headers = Mapping[bytes, bytes]
@@ -87,7 +88,7 @@ class V2:
         if not any(data for _, data in tensors):
             return told, [(b"content-type", JSON.encode())]
         length = (JSON_LENGTH, b"%d" % len(told))
-        return told + b"".join(data for _, data in tensors), [(b"content-type", b"application/octet-stream"), length]
+        return told + b"".join(data for _, data in tensors), [(b"content-type", EXTENSION.encode()), length]
 
     def refuse(self, error: InvalidRequestError) -> bytes:
         return orjson.dumps(error_of(error))

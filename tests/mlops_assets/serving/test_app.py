@@ -15,7 +15,6 @@ import pytest
 
 from mlops_assets.serving.app import Serving, create_app
 from mlops_assets.serving.bundle import Release
-from mlops_assets.serving.openapi import example
 from mlops_assets.serving.plan import microseconds
 from mlops_assets.serving.prediction_log import PredictionLog
 from mlops_assets.serving.releases import OneRelease
@@ -277,20 +276,6 @@ def test_the_docs_page_loads_nothing_from_elsewhere(ask: Any) -> None:
     files = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert {(held / Path(file).name).is_file() for file in files if file != "data:,"} == {True}
     assert "//" not in " ".join(files) and "/openapi.json" in page
-
-
-def test_the_openapi_page_names_real_fields_and_its_example_answers(ask: Any, release: Release) -> None:
-    """Fields, bounds and units of this model; the example is answered when it is tried."""
-    document = ask(path="/openapi.json", method="GET").json()
-    content = document["paths"][PREDICT]["post"]["requestBody"]["content"]["application/json"]
-    keyed, _ = content["schema"]["properties"]["rows"]["items"]["anyOf"]
-    assert keyed["properties"]["distance"] == {
-        "type": "number", "description": "Miles to fly [mi]", "minimum": 0, "maximum": 6000,
-    }  # fmt: skip
-    assert set(keyed["required"]) == set(ROW)
-    assert content["example"] == example(release)
-    (answer,) = answers(ask(content["example"]))
-    assert answer["prediction"] == pytest.approx(release.golden.predictions[0], abs=1e-6)
 
 
 def test_an_online_store_that_is_away_is_said_and_full_rows_are_answered(release: Release, log: PredictionLog) -> None:
