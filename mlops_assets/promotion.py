@@ -83,6 +83,7 @@ class Promotion:
 
     def crown_newest(self, model: ModelPipeline, *, by: str) -> tuple[Any, Any | None] | None:
         """Make the newest promotable version the champion; it and the move, None where nothing is promotable."""
+        self.settle(model, by=by)
         with self.champions.turn(model.id):
             newest = self.next_champion(model)
             if newest is None:
@@ -97,6 +98,7 @@ class Promotion:
         Raises NotPromotableError for a version that did not pass its gate, StaleReleaseError for one that another
         move overtook.
         """
+        self.settle(model, by=by)
         now = self.releases.read(model.id)
         if version is None and now is not None and now.challenger is not None:
             version = now.challenger.version

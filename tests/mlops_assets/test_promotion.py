@@ -259,6 +259,18 @@ def test_the_registry_is_brought_after_what_was_refused(registered):
     assert (last.by, last.before, last.after) == ("sensor", "2", "1") and "no model file" in last.why
 
 
+def test_the_newest_is_not_what_was_just_refused(registered):
+    """Before the sensor's next tick neither a person nor the champion asset returns to it by not naming a version."""
+    promote(registered, "1")
+    promote(registered, "4")
+    refuse(registered, "4")
+    assert materialize(registered, champion_asset).success
+    assert registered.alias == "2"
+    refuse(registered, "4")  # it has no traffic: nothing happens
+    promote(registered)
+    assert (registered.traffic, registered.alias) == ({"2": 100}, "2")
+
+
 def test_settling_again_changes_nothing(registered):
     """Nor where nothing was refused, nor before the first release."""
     assert registered.promotion.settle(registered.model, by="sensor") is None
@@ -276,8 +288,8 @@ def test_an_alias_that_is_ahead_is_left_when_another_was_refused(registered):
     """A newer candidate became champion meanwhile, and is on its way to the traffic."""
     promote(registered, "1")
     promote(registered, "2")
-    refuse(registered, "2")
     assert materialize(registered, champion_asset).success
+    refuse(registered, "2")
     assert registered.alias == "4"
     assert registered.promotion.settle(registered.model, by="sensor") is not None
     assert registered.alias == "4" and registered.tags("2")[ROLLED_BACK] == "true"
