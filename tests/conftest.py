@@ -138,14 +138,20 @@ class Platform:
 
         return self._job(training_job_name(self.model), partition_key=cutoff, tags=tags)
 
-    def run(self, *links: str, partition: str | None = None, model: bool = True) -> Ran:
-        """Materialize links of the model (or, with `model=False`, assets of the team by their path)."""
+    def run(
+        self, *links: str, partition: str | None = None, model: bool = True, config: Mapping[str, Any] | None = None
+    ) -> Ran:
+        """Materialize links of the model (or, with `model=False`, assets of the team by their path).
+
+        `config` is the first one's.
+        """
         import dagster as dg
 
         from mlops_assets.links.spec import link_key
 
         keys = [link_key(self.model, link) if model else dg.AssetKey(["flights", *link.split("/")]) for link in links]
-        return self._job("__ASSET_JOB", partition_key=partition, asset_selection=keys)
+        ops = {"ops": {"__".join(keys[0].path): {"config": config}}} if config else None
+        return self._job("__ASSET_JOB", config=ops, partition_key=partition, asset_selection=keys)
 
     def publish_online(self, at: datetime, *views: str) -> Ran:
         """Materialize the online assets of all views, or of those named, as of a moment."""

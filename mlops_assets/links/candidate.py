@@ -60,7 +60,7 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         kinds={"mlflow", model.trainer.framework},
         tags=spec.model_tags(model, LINK),
         code_version=spec.declared_version(
-            model, model.trainer, model.split, model.search, model.gate, *_post_processing(model)
+            model, model.trainer, model.split, model.search, model.gate, *spec.post_processing(model)
         ),
         partitions_def=model.cutoffs,
         pool="training",
@@ -93,14 +93,6 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         yield from (spec.check_result(key, verdict, version=version) for verdict in verdicts)
 
     return candidate
-
-
-def _post_processing(model: ModelPipeline) -> list[Any]:
-    """What makes a candidate another one, since its bundle carries it: nothing where none is declared."""
-    from mlops_assets.serving.postprocess import Postprocess
-
-    post = Postprocess.of(model)
-    return [json.dumps(post.to_json(), sort_keys=True)] if post else []
 
 
 @contextmanager

@@ -5,6 +5,7 @@ the kinds are the tools, the description is the declaration's docstring.
 """
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -24,15 +25,17 @@ AFTER_MIDNIGHT = "5 0 * * *"  # UTC; the endpoints have written down their last 
 WEEKLY_FRESHNESS = dg.FreshnessPolicy.time_window(fail_window=timedelta(days=9), warn_window=timedelta(days=8))
 
 
-def on_arrival() -> dg.AutomationCondition[Any]:
+def on_arrival(*but: dg.AssetKey) -> dg.AutomationCondition[Any]:
     """Run when an input holds something new and its blocking checks passed, also those of an earlier run.
 
     `eager()` looks past earlier runs' checks, knows only the newest partition, and runs again for an input that
-    was published anew with the same content.
+    was published anew with the same content. What is new of the inputs in `but` is no reason.
     """
     news: Any = dg.AutomationCondition.any_deps_updated().replace(
         "newly_updated", dg.AutomationCondition.data_version_changed()
     )
+    if but:
+        news = news.ignore(dg.AssetSelection.assets(*but))
     return (
         news.since_last_handled()
         & dg.AutomationCondition.all_deps_blocking_checks_passed()
@@ -51,15 +54,17 @@ def on_whole_window() -> dg.AutomationCondition[Any]:
     return (on_arrival() & whole).with_label("on_whole_window")
 
 
-def on_recent_arrival(window: timedelta) -> dg.AutomationCondition[Any]:
-    """`on_arrival` for a report over a trailing `window`: of the newest days alone, from the first one on.
+def on_recent_arrival(window: timedelta, *but: dg.AssetKey) -> dg.AutomationCondition[Any]:
+    """`on_arrival` of the newest days alone, those of a trailing `window`, from the first one on.
 
     It waits for no whole window, only for every input to have something in it.
     """
     there = dg.AutomationCondition.all_deps_match(
         ~dg.AutomationCondition.missing() | dg.AutomationCondition.will_be_requested()
     )
-    return (on_arrival() & dg.AutomationCondition.in_latest_time_window(window) & there).with_label("on_recent_arrival")
+    return (on_arrival(*but) & dg.AutomationCondition.in_latest_time_window(window) & there).with_label(
+        "on_recent_arrival"
+    )
 
 
 def at_each_cutoff() -> dg.AutomationCondition[Any]:
@@ -130,6 +135,14 @@ def declared_version(model: "ModelPipeline", *parts: object) -> str:
     computed = [(item.view.id, item.view.code_version, item.features) for item in model.on_demand]
     told = repr((model.labels.id, model.labels.code_version, model.label, stored, computed, parts))
     return hashlib.sha256(told.encode()).hexdigest()[:8]
+
+
+def post_processing(model: "ModelPipeline") -> list[str]:
+    """What of a model's post-processing makes a link another one; nothing where it declares none."""
+    from mlops_assets.serving.postprocess import Postprocess
+
+    post = Postprocess.of(model)
+    return [json.dumps(post.to_json(), sort_keys=True)] if post else []
 
 
 def model_group(model: "ModelPipeline") -> str:

@@ -238,6 +238,25 @@ def test_a_cutoff_is_trained_from_its_first_moment_and_once(world: World):
     assert sum("champion" in tick for tick in ticks) == 1
 
 
+def test_a_new_release_scores_no_past_day_again():
+    """Events and features are a reason to score a recent day; who answers by now is none, but there must be someone."""
+    scores = daily_asset("scores", [SOURCE, ENDPOINT], spec.on_recent_arrival(timedelta(days=3), ENDPOINT.key))
+    with dg.DagsterInstance.ephemeral() as instance:
+        defs = dg.Definitions(assets=[SOURCE, ENDPOINT, scores])
+        world = World(instance, datetime(2024, 1, 11, 3, tzinfo=UTC), defs)
+        world.publish("source", "2024-01-01", "2024-01-09")
+        world.tick()
+        world.publish("source", "2024-01-10")
+        assert world.tick() == {}, "there is no release to score with"
+        world.publish("endpoint", version="1")
+        world.publish("source", "2024-01-09", version="2")
+        assert world.tick()["scores"] >= {"2024-01-09"}
+        world.publish("endpoint", version="2")
+        assert world.tick() == {}
+        world.publish("source", "2024-01-02", version="2")
+        assert world.tick() == {}, "an old day"
+
+
 @pytest.mark.parametrize("first_tick", ["before", "after"])
 def test_a_year_that_arrives_at_once_trains_no_more_than_the_newest_cutoff(first_tick: str):
     """366 days of views and 53 cutoffs behind them: whether the daemon starts before or after, there is no flood."""
