@@ -22,7 +22,7 @@ from mlops_assets.fields import Bool, Field, Float64, Int64, String
 from mlops_assets.input_schema import InputSchema
 from mlops_assets.serving.plan import FeaturePlan, PlannedEntity, RequestField, ViewRead
 from mlops_assets.serving.process import serve_command
-from mlops_assets.trainers import XGBoostClassifier
+from mlops_assets.trainers import Trainer, XGBoostClassifier, native_predictor
 
 INPUTS: dict[str, Field] = {
     "distance": Float64("Miles to fly", "mi", 0, 6000),
@@ -33,6 +33,7 @@ INPUTS: dict[str, Field] = {
     "delay": Float64("Mean delay of the route", "min"),
 }
 START_SECONDS = 90
+TRAINER = XGBoostClassifier(n_estimators=20, max_depth=3)
 
 
 def plan(model: str) -> FeaturePlan:
@@ -73,11 +74,16 @@ def training_rows(seed: int, rows: int = 400) -> pl.DataFrame:
 
 @pytest.fixture(scope="session")
 def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """`make_bundle(seed, model=..., golden_shift=0.0)`: a whole bundle of an XGBoost model of that seed."""
+    """`make_bundle(seed, model=..., golden_shift=0.0, trainer=...)`: a whole bundle of a model of that seed."""
 
-    def make(seed: int = 0, model: str = "flights/late_arrival", golden_shift: float = 0.0) -> Path:
+    def make(
+        seed: int = 0,
+        model: str = "flights/late_arrival",
+        golden_shift: float = 0.0,
+        trainer: Trainer = TRAINER,
+    ) -> Path:
         directory = tmp_path_factory.mktemp("bundle")
-        frame, trainer = training_rows(seed), XGBoostClassifier(n_estimators=20, max_depth=3)
+        frame = training_rows(seed)
         schema = InputSchema.fit(frame, INPUTS)
         x = schema.encode_frame(frame)
         late = (
@@ -85,13 +91,13 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
             .to_numpy()
             .astype(float)
         )
-        trainer.save(fitted := trainer.fit(x, late, None, None, {}, seed), directory / "model")
+        trainer.save(trainer.fit(x, late, None, None, {}, seed), directory / "model")
         rows = [list(row) for row in frame.head(20).with_columns(temp=pl.lit(None, pl.Float64)).rows()]
-        golden = fitted.inplace_predict(schema.encode(rows), validate_features=False).astype(float) + golden_shift
+        golden = native_predictor(trainer.framework, directory / "model")(schema.encode(rows)) + golden_shift
         manifest = {
             "model": model,
             "task": "classification",
-            "framework": "xgboost",
+            "framework": trainer.framework,
             "label": "late",
             "run_id": str(seed),
         }
@@ -141,6 +147,12 @@ def wait_until_ready(process: subprocess.Popen[bytes], client: httpx.Client, log
             pass
         time.sleep(0.05)
     raise AssertionError(f"the server did not become ready:\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture(scope="session")
+def serving() -> Callable[..., Any]:
+    """What `served` is made of, for a module that shares one server: `with serving(target, log) as client`."""
+    return _served
 
 
 @pytest.fixture
