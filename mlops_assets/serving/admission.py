@@ -50,10 +50,10 @@ class Admission:
     held: int = 0
 
     def enter(self) -> None:
-        """Take one more request; OverloadedError where there is no room. Who entered must leave."""
-        if self.depth >= self.requests:
-            raise OverloadedError.by(f"{self.depth} requests")
+        """Take one more request; OverloadedError where there is no room. Who asked must leave, taken or not."""
         self.depth += 1
+        if self.depth > self.requests:
+            raise OverloadedError.by(f"{self.requests} requests")
 
     def hold(self, size: int) -> None:
         """Keep a body of so many bytes, until `leave`."""
@@ -62,7 +62,7 @@ class Admission:
         self.held += size
 
     def leave(self, size: int) -> None:
-        """A request that entered is over; `size` is what it held."""
+        """A request is over; `size` is what it held."""
         self.depth -= 1
         self.held -= size
 

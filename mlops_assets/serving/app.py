@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from mlops_assets.serving.replies import Part
     from mlops_assets.serving.traffic import Traffic
 
+PREDICT = re.compile(r"/([^/]+/[^/]+)/predict")
 TELL_SECONDS = 1.0
 THREADS = 2  # large requests answered at a time; more would only share the same processor
 logger = logging.getLogger(__name__)
@@ -167,9 +169,8 @@ class FrontDoor:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
-            model, slash, verb = scope["path"][1:].rpartition("/")
-            if verb == "predict" and slash and model.count("/") == 1:
-                await predict(self._app.state.serving, Asked(model, dict(scope["headers"])), receive, send)
+            if found := PREDICT.fullmatch(scope["path"]):
+                await predict(self._app.state.serving, Asked(found[1], dict(scope["headers"])), receive, send)
                 return
             if asked := asked_by_v2(scope["path"], dict(scope["headers"])):
                 await predict(self._app.state.serving, asked, receive, send)

@@ -34,7 +34,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_as_json() -> None:
-    """Let our loggers, BentoML's and uvicorn's write JSON lines; called once, when the process starts serving."""
+    """Let our loggers, BentoML's and uvicorn's write JSON lines; called once, when the process starts serving.
+
+    uvicorn's line for every request is ours to write (`logs_access`): without a handler it makes none.
+    """
+    access = logging.getLogger("uvicorn.access")
+    access.handlers[:], access.propagate = [], False
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     for name in LOGGERS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -72,7 +73,7 @@ class Native:
         accept = headers.get(b"accept", b"*/*")
         wanted = headers.get(b"content-type", b"") if accept == b"*/*" else accept
         content, media_type = wire.write(model, parts, wanted.decode("latin-1"))
-        return content, [(b"content-type", media_type.encode())]
+        return content, [JSON if media_type == wire.JSON else (b"content-type", media_type.encode())]
 
     def refuse(self, error: InvalidRequestError) -> bytes:
         return orjson.dumps(error.to_json())
@@ -113,14 +114,30 @@ class Asked:
 
 async def predict(serving: Serving, asked: Asked, receive: Receive, send: Send) -> None:
     """Answer one request; everything that can go wrong becomes an answer that says so."""
-    status = 200
+    status, size, queue = 200, 0, serving.admission
     try:
-        content, headers = await _reply(serving, asked, receive)
+        queue.enter()
+        message = await receive()
+        body = message.get("body", b"")
+        if message.get("more_body") or not body:
+            body = await _rest(message, receive)
+        queue.hold(len(body))
+        size = len(body)
+        served = serving.state(asked.model)
+        traffic = asked.dialect.traffic(served.traffic or await woken(serving, asked.model, served))
+        if size <= INLINE_BYTES and traffic.quick:
+            parts, content, headers = _answered(serving, asked, traffic, body)
+        else:
+            work = partial(_answered, serving, asked, traffic, body)
+            parts, content, headers = await anyio.to_thread.run_sync(work, limiter=serving.threads)
+        _account(serving, served, parts, perf_counter() - asked.arrived)
     except ClientGoneError:
         return
     except Exception as error:  # noqa: BLE001  whatever a model raises becomes an answer, and a line of the log
         refusal = _refusal(asked, error)
         status, content, headers = refusal.status, asked.dialect.refuse(refusal), _headers_of(refusal)
+    finally:
+        queue.leave(size)
     serving.metrics.status(asked.model, status)
     if b"x-request-id" in asked.headers:
         headers.append((b"x-request-id", asked.headers[b"x-request-id"]))
@@ -133,36 +150,13 @@ async def predict(serving: Serving, asked: Asked, receive: Receive, send: Send) 
         logger.info("%s %d", asked.model, status, extra=told)
 
 
-async def _reply(serving: Serving, asked: Asked, receive: Receive) -> tuple[bytes, list[Header]]:
-    queue, size = serving.admission, 0
-    queue.enter()
-    try:
-        message = await receive()
-        body = message.get("body", b"")
-        if message.get("more_body") or not body:
-            body = await _rest(message, receive)
-        queue.hold(len(body))
-        size = len(body)
-        served = serving.state(asked.model)
-        traffic = asked.dialect.traffic(served.traffic or await woken(serving, asked.model, served))
-        if size <= INLINE_BYTES and traffic.quick:
-            parts, reply = _answered(serving, asked, traffic, body)
-        else:
-            parts, reply = await anyio.to_thread.run_sync(
-                _answered, serving, asked, traffic, body, limiter=serving.threads
-            )
-        _account(serving, served, parts, perf_counter() - asked.arrived)
-        return reply
-    finally:
-        queue.leave(size)
-
-
 def _answered(
     serving: Serving, asked: Asked, traffic: Traffic, body: bytes
-) -> tuple[Sequence[Part], tuple[bytes, list[Header]]]:
+) -> tuple[Sequence[Part], bytes, list[Header]]:
     in_time(asked.arrived, asked.deadline_ms(traffic.champion.plan.deadline_ms))
-    parts = serving.answer(asked.model, traffic, asked.dialect.read(body, asked.headers, traffic))
-    return parts, asked.dialect.write(asked.model, parts, asked.headers)
+    dialect = asked.dialect
+    parts = serving.answer(asked.model, traffic, dialect.read(body, asked.headers, traffic))
+    return parts, *dialect.write(asked.model, parts, asked.headers)
 
 
 def _account(serving: Serving, served: Served, parts: Sequence[Part], seconds: float) -> None:
