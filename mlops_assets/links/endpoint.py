@@ -48,9 +48,8 @@ def endpoint_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         by = f"run {context.run.run_id}"
         promotion.settle(model, by=by)
         record, tag = _released(model, promotion, by)
-        serving = followed(promotion.releases, record)
+        now, serving = followed(promotion.releases, record)
         promotion.settle(model, by=by)
-        now = promotion.releases.read(model.id) or record
         metadata = {**told(now), "serving": reported(serving)}
         yield dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(str(now.revision)))
         yield spec.check_result(key, champion_released(now, tag))
@@ -89,17 +88,26 @@ def _released(model: ModelPipeline, promotion: Promotion, by: str) -> tuple[Rele
         return record, tag
 
 
-def followed(releases: ReleaseStore, record: ReleaseRecord, seconds: float = FOLLOW_SECONDS) -> list[ServingStatus]:
-    """What the serving processes report, once all of them follow the record or some time has passed.
+def followed(
+    releases: ReleaseStore, record: ReleaseRecord, seconds: float = FOLLOW_SECONDS
+) -> tuple[ReleaseRecord, list[ServingStatus]]:
+    """The record, and what the serving processes report once all of them follow it or some time has passed.
 
-    Where none reports there is nothing to wait for: they are elsewhere, or not started yet.
+    It may be another record by then: one that a process cannot follow is tried again by it, then refused. Where none
+    reports there is nothing to wait for: they are elsewhere, or not started yet.
     """
     deadline = time.monotonic() + seconds
     while True:
-        found = statuses(releases.path(record.model))
-        if all((one.revision or 0) >= record.revision for one in found) or time.monotonic() > deadline:
-            return found
+        now, found = releases.current(record.model), statuses(releases.path(record.model))
+        if all(follows(one, now) for one in found) or time.monotonic() > deadline:
+            return now, found
         time.sleep(0.05)
+
+
+def follows(status: ServingStatus, record: ReleaseRecord) -> bool:
+    """A process is at the record, with every release that it names."""
+    refused = {one["release"] for one in status.refused}
+    return (status.revision or 0) >= record.revision and refused.isdisjoint(one.release for one in record.variants)
 
 
 def reported(serving: Sequence[ServingStatus]) -> Any:

@@ -108,30 +108,28 @@ def test_a_process_that_does_not_follow_is_not_waited_for_long(platform: Platfor
     status = StatusFile(releases.path(platform.model.id))
     status.write({"revision": 0, "serving": [], "refused": [{"release": record.champion.release, "reason": "full"}]})
     began = time.monotonic()
-    (seen,) = followed(releases, record, seconds=0.3)
-    assert 0.3 <= time.monotonic() - began < 2
+    now, (seen,) = followed(releases, record, seconds=0.3)
+    assert 0.3 <= time.monotonic() - began < 2 and now == record
     assert f"{seen.process} | 0 | nothing | {record.champion.release}: full" in str(reported([seen]).value)
 
 
 def test_a_release_that_is_refused_at_once_fails_the_run_and_leaves_no_trace_of_a_promotion(
     platform: Platform,
 ) -> None:
-    """Traffic and alias are where they were, the check says who refused it and why, and it does not come back."""
-
-    def refuse(record: ReleaseRecord) -> dict[str, Any]:
-        if record.challenger:
-            platform.promotion.releases.refuse(
-                record.model, record.revision, record.challenger.release, by="serving pod-1", why="no model file"
-            )
-        return {"revision": record.revision - bool(record.challenger)}
-
-    with reporting(platform, refuse):
-        ran = platform.train(CUTOFF)
-    check = ran.checks["champion_released"]
-    assert not ran.ok and not check.passed and "taken out by serving pod-1: no model file" in check.description
-    published = platform.published
+    """Its Bento lost a file: traffic and alias are where they were, the check says who refused it and why, no request
+    fails, and it does not come back by itself."""
+    assert platform.run("candidate", "champion", "bento", partition=CUTOFF).ok
+    bentos = platform.promotion.bentos
+    with platform.endpoint() as endpoint:
+        (bentos.path(bentos.list()[-1]) / "plan.json").write_text("{}")
+        ran = platform.run("endpoint")
+        check, published = ran.checks["champion_released"], platform.published
+        assert endpoint.ask([ROW], NOON)[0]["version"] == "1"
+    assert not check.passed and "was taken out by serving process" in check.description
+    assert "plan.json" in ran.facts["endpoint"]["why"] and ran.facts["endpoint"]["revision"] == 3
     assert [(v.version, v.weight) for v in published["release"].variants] == [("1", 100)] and published["alias"] == "1"
-    assert platform.run("champion", "bento", "endpoint").ok and platform.published == published
+    assert [change.action for change in published["changes"]] == ["release", "start canary", "refused"]
+    assert platform.run("champion", "endpoint").ok and platform.published == published
 
 
 def test_without_a_champion_there_is_nothing_to_release(platform: Platform) -> None:
