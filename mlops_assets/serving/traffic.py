@@ -95,5 +95,9 @@ def bucket_of(model: str, keys: Sequence[Any]) -> float:
 
     `keys` may be what no release has judged yet; of what JSON has no word for, its text counts.
     """
-    digest = blake2b(orjson.dumps([model, *keys], default=repr), digest_size=8).digest()
+    try:
+        said = orjson.dumps([model, *keys])
+    except TypeError:
+        said = repr([model, *keys]).encode(errors="backslashreplace")
+    digest = blake2b(said, digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 * 100

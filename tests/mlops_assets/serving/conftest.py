@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,10 +21,15 @@ import pytest
 
 from mlops_assets.fields import Bool, Field, Float64, Int64, String
 from mlops_assets.input_schema import InputSchema
+from mlops_assets.serving.follower import FollowedReleases
 from mlops_assets.serving.plan import FeaturePlan, PlannedEntity, RequestField, ViewRead
 from mlops_assets.serving.process import serve_command
+from mlops_assets.serving.releases import Served
 from mlops_assets.trainers import Trainer, XGBoostClassifier, native_predictor
+from resources.releases import ReleaseRecord, ReleaseStore
 
+MODEL = "flights/late_arrival"
+WHO = {"by": "ada", "why": "a test"}
 INPUTS: dict[str, Field] = {
     "distance": Float64("Miles to fly", "mi", 0, 6000),
     "carrier": String("Operating airline"),
@@ -113,6 +119,60 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         return directory
 
     return make
+
+
+class Platform:
+    """Records and bundles in a folder, without BentoML: a tag is the name of a folder."""
+
+    def __init__(self, root: Path, make_bundle: Callable[..., Path]) -> None:
+        self.root, self.records, self.make_bundle = root, ReleaseStore(root / "releases"), make_bundle
+        self.followers: list[FollowedReleases] = []
+
+    def bundle_of(self, tag: str) -> Path:
+        return self.root / tag.replace(":", "/")
+
+    def bento(self, version: int, model: str = MODEL, of: str | None = None, **broken: Any) -> str:
+        """The tag of a bundle of a model, which is perhaps `of` another one or broken in other ways."""
+        tag = f"{model.replace('/', '_')}:{version}"
+        shutil.copytree(self.make_bundle(version, model=of or model, **broken), self.bundle_of(tag))
+        return tag
+
+    def release(
+        self, version: int, steps: tuple[int, ...] = (100,), model: str = MODEL, **broken: Any
+    ) -> ReleaseRecord:
+        tag = self.bento(version, model, **broken)
+        return self.records.start_canary(model, tag, str(version), steps, **WHO)
+
+    def follow(self, *names: str, budget: int | None = None) -> FollowedReleases:
+        self.followers.append(FollowedReleases(self.records, self.bundle_of, names, budget))
+        return self.followers[-1]
+
+    @staticmethod
+    def state(follower: FollowedReleases, model: str = MODEL) -> Served:
+        served = follower.peek(model)
+        assert served is not None
+        return served
+
+    def versions(self, follower: FollowedReleases, model: str = MODEL) -> dict[str, int]:
+        """The weights by version."""
+        traffic = self.state(follower, model).traffic
+        return {variant.version: variant.weight for variant, _ in traffic.shares} if traffic else {}
+
+    @staticmethod
+    def eventually(condition: Callable[[], Any], seconds: float = 10) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "it did not happen in time"
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def platform(home: Path, make_bundle: Callable[..., Path]) -> Iterator[Platform]:
+    """Release records that are followed as a serving process does; under MLOPS_HOME."""
+    platform = Platform(home, make_bundle)
+    yield platform
+    for follower in platform.followers:
+        follower.close()
 
 
 @contextmanager
