@@ -239,27 +239,40 @@ def moment_of(us: int) -> datetime:
 
 
 def look_up(plan: FeaturePlan, store: Store, requests: Sequence[Mapping[str, Any]], at: datetime) -> list[Looked]:
-    """The inputs of each request (join keys and request features by name) as known at `at`, in order.
+    """The inputs of each request (join keys and request features by name) as known at `at`, in order."""
+    known, looked = find(plan, store, requests, at)
+    compute(plan, known, looked)
+    return looked
+
+
+def find(
+    plan: FeaturePlan, store: Store, requests: Sequence[Mapping[str, Any]], at: datetime
+) -> tuple[list[dict[str, Any]], list[Looked]]:
+    """What is known of each request at `at`, by name, and where it came from; no inputs yet.
 
     All views are read in one round trip, a key asked many times once. A row newer than `at` or older than the
     view's ttl is not used: its cold start, or nulls, stand in for it, and a fallback says why. While the store is away
     so it is for every view of a plan that falls back; another raises OnlineStoreUnavailableError.
     """
-    if not requests:  # rows that bring their own features need no store, least of all one that is away
-        return []
     known: list[dict[str, Any]] = [{**request, EVENT_TIMESTAMP: at} for request in requests]
     looked = [Looked([], {}, []) for _ in requests]
+    if not requests:  # rows that bring their own features need no store, least of all one that is away
+        return known, looked
     found, missing = _found_or_away(plan, store, requests)
     at_us = microseconds(at)
     for view, some in zip(plan.views, found, strict=True):
         _fill(view, some, at_us, missing, known, looked)
-    for transform in plan.transforms:
+    return known, looked
+
+
+def compute(plan: FeaturePlan, known: Sequence[dict[str, Any]], looked: Sequence[Looked]) -> None:
+    """Add what is computed on demand, and give each request its inputs in order."""
+    for transform in plan.transforms if known else ():
         computed = transform.columns(known)
         for index, values in enumerate(known):
             values.update((name, column[index]) for name, column in computed.items())
     for values, answer in zip(known, looked, strict=True):
         answer.values = [values[name] for name in plan.inputs]
-    return looked
 
 
 class _Some(NamedTuple):
