@@ -53,15 +53,15 @@ class Cell:
             return lambda arrays: all(map(self._fine_array, arrays))
         if self.dtype == "UnixTimestamp":
             return lambda times: all(map(VALID["UnixTimestamp"][0], times))
-        if self.dtype not in ("Int64", "Float64"):
+        if not self.is_number:
             return None
-        if self.low is None and self.high is None:
+        if not self.is_bounded:
             return lambda numbers: hypot(*numbers) < SMALL
-        low, high = self._range()
+        low, high = self.range
         return lambda numbers: hypot(*numbers) < SMALL and low <= min(numbers) and max(numbers) <= high
 
     def _fine_array(self, array: list[Any]) -> bool:
-        low, high = self._range()
+        low, high = self.range
         return (
             (self.size is None or len(array) == self.size)
             and set(map(type, array)) <= TYPES["Float64"]
@@ -69,7 +69,16 @@ class Cell:
             and (not array or (low <= min(array) and max(array) <= high))
         )
 
-    def _range(self) -> tuple[float, float]:
+    @property
+    def is_number(self) -> bool:
+        return self.dtype in ("Int64", "Float64")
+
+    @property
+    def is_bounded(self) -> bool:
+        return self.low is not None or self.high is not None
+
+    @property
+    def range(self) -> tuple[float, float]:
         return (float("-inf") if self.low is None else self.low), (float("inf") if self.high is None else self.high)
 
 
@@ -84,6 +93,15 @@ class Cells:
     @classmethod
     def of(cls, cells: Sequence[Cell]) -> Self:
         return cls(tuple(cells), getter([cell.name for cell in cells]))
+
+    def proved(self, rows: Sequence[Any], *, exactly: bool = True) -> list[Row] | None:
+        """The values of rows that certainly hold valid ones, and `exactly` these cells; None where any may not."""
+        try:
+            values = [*map(self.values, rows)]
+        except (KeyError, TypeError):  # one lacks a cell, or is no object
+            return None
+        fine = (not exactly or {*map(len, rows)} == {len(self.cells)}) and self.surely_valid(values)
+        return values if fine else None
 
     def surely_valid(self, rows: Sequence[Row]) -> bool:
         """Is every value certainly what its cell asks for? No only means that it takes a closer look."""
@@ -111,22 +129,24 @@ def getter(names: Sequence[Any]) -> Callable[[Any], Row]:
 
 
 def _proof_of_kind(cells: Sequence[Cell], kind: tuple[type, ...]) -> Proof:
+    """What proves a row made of these types: one norm over its numbers, their bounds, what else single values need."""
     if not all(one in cell.types for cell, one in zip(cells, kind, strict=True)):
         return lambda _: False
-    numbers, rest = [], []
-    for place, (cell, one) in enumerate(zip(cells, kind, strict=True)):
-        if one is not type(None) and (proof := cell.proof()):
-            plain = cell.dtype in ("Int64", "Float64") and cell.low is None and cell.high is None
-            numbers.append(place) if plain else rest.append((place, proof))
-    return _together(numbers, rest, len(cells))
+    given = [(place, cell) for place, cell in enumerate(cells) if kind[place] is not type(None)]
+    numbers = [place for place, cell in given if cell.is_number]
+    bounds = [(place, *cell.range) for place, cell in given if cell.is_number and cell.is_bounded]
+    rest = [(place, proof) for place, cell in given if not cell.is_number and (proof := cell.proof())]
+    pick = getter(numbers) if len(numbers) < len(cells) else tuple
 
+    def proof_of_row(row: Sequence[Any]) -> bool:
+        if not hypot(*pick(row)) < SMALL:
+            return False
+        for place, low, high in bounds:
+            if not low <= row[place] <= high:
+                return False
+        return not rest or all(fine((row[place],)) for place, fine in rest)
 
-def _together(numbers: list[int], rest: list[tuple[int, Proof]], size: int) -> Proof:
-    """One norm over all plain numbers, then what else has to hold of single values."""
-    pick = getter(numbers)
-    if not rest:
-        return (lambda row: hypot(*row) < SMALL) if len(numbers) == size else (lambda row: hypot(*pick(row)) < SMALL)
-    return lambda row: hypot(*pick(row)) < SMALL and all(proof((row[place],)) for place, proof in rest)
+    return proof_of_row
 
 
 def _valid_column(cell: Cell, column: Sequence[Any]) -> bool:

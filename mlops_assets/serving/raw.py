@@ -19,7 +19,7 @@ MAX_ROWS = 10_000
 MAX_BODY = 8 * 1024 * 1024
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class Rows:
     """Some rows as objects, and the moment (UTC) they ask about."""
 

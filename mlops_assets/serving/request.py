@@ -12,18 +12,19 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cached_property
 from itertools import count, islice
 from typing import Any, Self
 
 from mlops_assets.input_schema import InputSchema
 from mlops_assets.serving import answers
 from mlops_assets.serving.answers import RowInputs
-from mlops_assets.serving.cells import Cell, Cells, Row
+from mlops_assets.serving.cells import Cell, Cells
 from mlops_assets.serving.plan import FeaturePlan
 from mlops_assets.serving.problems import MAX_PROBLEMS, InvalidRequestError, problems
 from mlops_assets.serving.raw import Raw, Table
 
-__all__ = ["Form", "InvalidRequestError", "new_id"]
+__all__ = ["Form", "InvalidRequestError", "new_ids"]
 
 Given = Sequence[Mapping[str, Any]]
 
@@ -39,11 +40,14 @@ class Ids:
         self._process = secrets.token_hex(8)
         self._count = count()
 
-    def one(self) -> str:
-        return f"{self._process}{next(self._count):x}"
+    def some(self, size: int) -> list[str]:
+        process = self._process
+        if size == 1:
+            return [f"{process}{next(self._count):x}"]
+        return [f"{process}{number:x}" for number in islice(self._count, size)]
 
 
-new_id = Ids().one
+new_ids = Ids().some
 
 
 @dataclass(frozen=True)
@@ -76,51 +80,56 @@ class Form:
 
     def _full(self, rows: Given, at: datetime, places: Sequence[int] | None) -> answers.Question:
         """Rows that bring every input."""
-        values = self._proved(self.inputs, [row.get("features") for row in rows])
-        alone = max(map(len, rows)) == 1
-        if values is None or not (alone or self._fine_beside_features(rows)):
+        features = [row.get("features") for row in rows]
+        values = self.inputs.proved(features)
+        if values is not None and {*map(len, rows)} == {1}:  # nothing beside
+            return answers.Question(at, new_ids(len(rows)), {}, None, RowInputs(values))
+        if values is None or not self._fine_beside_features(rows):
             self._refuse(rows, places)
-            values = [self.inputs.values(row["features"]) for row in rows]
-        if alone:
-            return answers.Question(at, [new_id() for _ in rows], {}, None, RowInputs(values))
+            values = [*map(self.inputs.values, features)]
         named = [key for key in self.plan.join_keys if any(key in row for row in rows)]
         keys = {key: [row.get(key) for row in rows] for key in named}
         return answers.Question(at, self._ids(rows), keys, None, RowInputs(values))
 
-    def _keyed(self, rows: Given, at: datetime, places: Sequence[int] | None) -> answers.Question:
-        """Rows of join keys and request features."""
-        values = self._proved(self.asked, rows, self.plan.key)
-        if values is None or not self._fine_ids(rows):
-            self._refuse(rows, places)
-            values = [*map(self.asked.values, rows)]
-        keys = dict(zip(self.plan.join_keys, zip(*values, strict=True), strict=False))
-        return answers.Question(at, self._ids(rows), keys, rows)
-
-    def _proved(self, cells: Cells, rows: Sequence[Any], optional: str | None = None) -> list[Row] | None:
-        """The values of rows that certainly hold these cells, valid, and nothing else but the `optional` one."""
-        try:
-            values = [*map(cells.values, rows)]
-        except (KeyError, TypeError):  # one lacks a cell, or is no object
-            return None
-        size = len(cells.cells)
-        if optional is None or optional in self.plan.join_keys:
-            exact = {*map(len, rows)} == {size}
-        else:
-            exact = all(len(row) == size + (optional in row) for row in rows)
-        return values if exact and cells.surely_valid(values) else None
-
     def _fine_beside_features(self, rows: Given) -> bool:
         """Is what stands beside `features` certainly valid: the label key, join keys, nothing else?"""
-        asked = {self.plan.key, "features", *self.plan.join_keys}
-        return all(row.keys() <= asked for row in rows) and self._fine_ids(rows) and self._fine_keys(rows)
+        allowed = self._beside
+        return (
+            all(row.keys() <= allowed for row in rows)
+            and {type(row[self.plan.key]) for row in rows if self.plan.key in row} <= {str, int}
+            and all(key.surely_valid([(row[name],) for row in rows if name in row]) for name, key in self._keys.items())
+        )
 
-    def _fine_keys(self, rows: Given) -> bool:
-        keys = self.asked.cells[: len(self.plan.entities)]
-        return all(Cells.of([key]).surely_valid([(row[key.name],) for row in rows if key.name in row]) for key in keys)
+    @cached_property
+    def _beside(self) -> frozenset[str]:
+        return frozenset({self.plan.key, "features", *self.plan.join_keys})
 
-    def _fine_ids(self, rows: Given) -> bool:
-        key = self.plan.key
-        return {type(row[key]) for row in rows if key in row} <= {str, int}
+    @cached_property
+    def _keys(self) -> dict[str, Cells]:
+        """Each join key by itself: beside `features` any of them may be left out."""
+        return {cell.name: Cells.of([cell]) for cell in self.asked.cells[: len(self.plan.entities)]}
+
+    def _keyed(self, rows: Given, at: datetime, places: Sequence[int] | None) -> answers.Question:
+        """Rows of join keys and request features."""
+        values = self.asked.proved(rows, exactly=False)
+        ids = None if values is None else self._proved_ids(rows)
+        if values is None or ids is None:
+            self._refuse(rows, places)
+            values, ids = [*map(self.asked.values, rows)], self._ids(rows)
+        keys = {key: [row[place] for row in values] for place, key in enumerate(self.plan.join_keys)}
+        return answers.Question(at, ids, keys, rows)
+
+    def _proved_ids(self, rows: Given) -> list[str] | None:
+        """The ids of rows that hold every cell; None where anything else, or no proper id, may be beside."""
+        key, size = self.plan.key, len(self.asked.cells)
+        lengths = {*map(len, rows)}
+        if key in self._keys:
+            return self._ids(rows) if lengths == {size} else None
+        if lengths == {size}:
+            return new_ids(len(rows))
+        given = [row[key] for row in rows if key in row]
+        fine = {*map(type, given)} <= {str, int} and sum(map(len, rows)) == size * len(rows) + len(given)
+        return self._ids(rows) if fine else None
 
     def _ids(self, rows: Given) -> list[str]:
         key = self.plan.key
@@ -128,7 +137,7 @@ class Form:
 
     def ids(self, given: Sequence[Any]) -> list[str]:
         """The caller's own id of each row, and a new one where the label key gives none."""
-        return [new_id() if one is None else str(one) for one in given]
+        return [new_ids(1)[0] if one is None else str(one) for one in given]
 
     def _refuse(self, rows: Given, places: Sequence[int] | None) -> None:
         """Raise what is wrong with the rows; nothing may be, where they only could not be proved valid."""

@@ -79,7 +79,7 @@ def _rows_of(asked: Any) -> Rows:
 
 
 def _rows(rows: Any) -> list[dict[str, Any]]:
-    if not isinstance(rows, list) or not rows:
+    if type(rows) is not list or not rows:
         raise InvalidRequestError.of("rows is missing or empty", f"Send {EXAMPLE}.", "rows")
     refuse_too_many(len(rows))
     if {*map(type, rows)} != {dict}:

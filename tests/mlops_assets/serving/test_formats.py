@@ -1,120 +1,141 @@
-"""Every format from training to an answer over HTTP: one Bento each, all of them in one serving process."""
+"""The same rows get the same answers, whatever they are written in; over HTTP, of the real app, with a log."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import pickle
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import anyio
 import httpx
-import numpy as np
+import msgpack
+import polars as pl
 import pytest
-from onnx import TensorProto, helper, numpy_helper
 
-from mlops_assets.input_schema import InputSchema
-from mlops_assets.trainers import SERVING_GRAPH, Trainer, frameworks, native_predictor, trainer_named
-from resources.bentos import BentoStore
-from resources.releases import ReleaseStore
+from mlops_assets.serving import wire
+from mlops_assets.serving.app import Serving, create_app
+from mlops_assets.serving.bundle import Release
+from mlops_assets.serving.plan import microseconds
+from mlops_assets.serving.prediction_log import PredictionLog
+from mlops_assets.serving.releases import OneRelease
+from resources.online.packed_store import PackedStore
 
-NET: Mapping[str, Any] = {"hidden": [8], "epochs": 5, "batch_size": 64}
-TRAINERS: Mapping[str, Trainer] = {
-    "xgboost": trainer_named("XGBoostClassifier", n_estimators=20),
-    "lightgbm": trainer_named("LightGBMClassifier", n_estimators=20),
-    "sklearn": trainer_named("SklearnClassifier", max_iter=20),
-    "sklearn_linear": trainer_named("SklearnClassifier", model="linear"),
-    "torch": trainer_named("TorchClassifier", **NET),
-    "mlx": trainer_named("MLXClassifier", **NET),
-    "keras": trainer_named("KerasClassifier", **NET),
-    "xgboost_dart": trainer_named("XGBoostClassifier", n_estimators=20, booster="dart"),  # has no graph
-}
-FORMATS = [*TRAINERS, "onnx"]
-
-
-def elsewhere(path: Path) -> Trainer:
-    """An ONNX file of a sum of six columns."""
-    nodes = [
-        helper.make_node("IsNaN", ["x"], ["missing"]),
-        helper.make_node("Where", ["missing", "nothing", "x"], ["whole"]),
-        helper.make_node("MatMul", ["whole", "weights"], ["sum"]),
-        helper.make_node("Sigmoid", ["sum"], ["share"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "elsewhere",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6])],
-        [helper.make_tensor_value_info("share", TensorProto.FLOAT, ["n", 1])],
-        [
-            numpy_helper.from_array(np.float32(0), "nothing"),
-            numpy_helper.from_array(np.array([[1e-3], [0.1], [-2e-3], [1], [0.01], [0.05]], np.float32), "weights"),
-        ],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    path.write_bytes(model.SerializeToString())
-    return trainer_named("OnnxClassifier", file=str(path))
+MODEL = "flights/late_arrival"
+NOON = datetime(2013, 4, 1, 12, tzinfo=UTC)
+ROWS = 300  # more than an event loop may spare
+Row = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def bundles(make_bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    trainers = {**TRAINERS, "onnx": elsewhere(tmp_path_factory.mktemp("elsewhere") / "sum.onnx")}
-    return {name: make_bundle(3, f"formats/{name}", trainer=trainer) for name, trainer in trainers.items()}
+def release(make_bundle: Callable[..., Path]) -> Release:
+    return Release.load(make_bundle())
 
 
-@pytest.fixture(scope="module")
-def client(
-    bundles: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, serving: Callable[..., Any]
-) -> Iterator[httpx.Client]:
-    """One process that serves them all, each from a Bento of its own."""
-    root = tmp_path_factory.mktemp("formats")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"MLOPS_HOME": str(root), "MLOPS_ENV": "test", "BENTOML_DO_NOT_TRACK": "true"}.items():
-            patch.setenv(name, value)
-        for name, bundle in bundles.items():
-            tag = BentoStore().build(bundle, f"formats/{name}", {"version": "1", "run_id": name})
-            ReleaseStore().start_canary(f"formats/{name}", tag, "1", (100,), by="ada", why="a test")
-        with serving({}, root / "server.log") as client:
-            yield client
+@pytest.fixture
+def log(tmp_path: Path) -> PredictionLog:
+    return PredictionLog(tmp_path / "predictions")
 
 
-def asked(bundle: Path) -> tuple[list[dict[str, Any]], np.ndarray]:
-    """The golden rows as a request has them, and what the model's own library says of them."""
-    golden = json.loads((bundle / "golden.json").read_text())
-    schema = InputSchema.from_json(json.loads((bundle / "schema.json").read_text()))
-    framework = json.loads((bundle / "manifest.json").read_text())["framework"]
-    rows = [{"features": dict(zip(schema.names, row, strict=True))} for row in golden["rows"]]
-    return rows, native_predictor(framework, bundle / "model")(schema.encode(golden["rows"]))
+@pytest.fixture
+def ask(release: Release, log: PredictionLog, tmp_path: Path) -> Callable[[bytes, str], httpx.Response]:
+    store = PackedStore.open(f"sqlite:///{tmp_path / 'packed.db'}")
+    store.write("flights__weather", [(("EWR",), microseconds(NOON - timedelta(hours=1)), {"temp": 50.0})])
+    store.write("flights__route", [(("EWR", "BOS"), microseconds(NOON - timedelta(days=9)), {"delay": 4.0})])
+
+    async def one(content: bytes, kind: str) -> httpx.Response:
+        app = create_app(lambda: Serving(OneRelease(release, "late:abc", "7"), store, log.writer()))
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here")
+        async with app.router.lifespan_context(app), client:
+            return await client.post(f"/{MODEL}/predict", content=content, headers={"content-type": kind})
+
+    return lambda content, kind: anyio.run(one, content, kind)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_the_endpoint_says_what_the_library_said(name: str, client: httpx.Client, bundles: dict[str, Path]) -> None:
-    """Trained, saved, packed, served: the same predictions, rows together and one by one, to 1e-5 (1e-12 in double)."""
-    rows, expected = asked(bundles[name])
-    assert np.ptp(expected) > 0.01, "a model that says one thing of every row shows nothing"
-    response = client.post(f"/formats/{name}/predict", json={"rows": rows})
-    assert response.status_code == 200, response.text
-    together = [answer["prediction"] for answer in response.json()["predictions"]]
-    alone = [
-        client.post(f"/formats/{name}/predict", json={"rows": [row]}).json()["predictions"][0]["prediction"]
-        for row in rows[:5]
+def given(rows: list[Row]) -> list[Row]:
+    """Rows that bring their features, in a table or not."""
+    inputs = ("distance", "carrier", "seats", "holiday", "temp", "delay")
+    return [
+        {"flight_id": row["flight_id"], "origin": row["origin"], "features": {name: row.get(name) for name in inputs}}
+        for row in rows
     ]
-    exact = name in {"lightgbm", "sklearn", "sklearn_linear", "onnx", "xgboost_dart"}
-    np.testing.assert_allclose(together, expected, atol=1e-12 if exact else 1e-5, rtol=0)
-    np.testing.assert_allclose(alone, expected[:5], atol=1e-7 if exact else 1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_bento_needs_only_what_answers(name: str, client: httpx.Client, bundles: dict[str, Path]) -> None:
-    """With a graph, ONNX Runtime alone; the training library where there is none."""
-    (tag,) = BentoStore().list(f"formats/{name}")
-    needed = (BentoStore().path(tag).parents[1] / "env" / "python" / "requirements.txt").read_text()
-    graph = (bundles[name] / "model" / SERVING_GRAPH).is_file()
-    assert graph is (name not in {"xgboost_dart", "onnx"})
-    libraries = {"xgboost", "lightgbm", "scikit-learn", "skops", "torch", "mlx", "keras"}
-    packed = {library for library in libraries if f"\n{library}==" in f"\n{needed}"}
-    assert packed == ({"xgboost"} if name == "xgboost_dart" else set())
-    assert ("onnxruntime==" in needed) is (graph or name == "onnx")
+def keyed(n: int) -> Row:
+    carrier = ["AA", "UA", None, "??"][n % 4]
+    row = {"distance": n * 3.5, "carrier": carrier, "seats": 50 + n, "holiday": n % 7 == 0}
+    return {"flight_id": f"F{n}", "origin": "EWR" if n % 3 else "XXX", "dest": "BOS", **row}
 
 
-def test_every_framework_is_among_them() -> None:
-    """A new file under trainers/ is served here too."""
-    assert {trainer.framework for trainer in TRAINERS.values()} | {"onnx"} == set(frameworks())
+def full(n: int) -> Row:
+    rest = {"temp": None if n % 5 == 0 else n / 3, "delay": float(n % 60)}
+    return {name: value for name, value in {**keyed(n), **rest}.items() if name != "dest"}
+
+
+def written(rows: list[Row], kind: str, *, by_keys: bool) -> bytes:
+    if kind == wire.ARROW:
+        body = BytesIO()
+        pl.DataFrame(rows).with_columns(at=pl.lit(NOON)).write_ipc_stream(body)
+        return body.getvalue()
+    asked = {"rows": rows if by_keys else given(rows), "at": NOON.isoformat()}
+    packed: bytes = json.dumps(asked).encode() if kind == wire.JSON else msgpack.packb(asked)
+    return packed
+
+
+def read(response: httpx.Response, kind: str) -> list[Row]:
+    assert (response.status_code, response.headers["content-type"]) == (200, kind), response.text
+    if kind == wire.ARROW:
+        rows = pl.read_ipc_stream(BytesIO(response.content)).rows(named=True)
+        return [{**row, "fallbacks": json.loads(row["fallbacks"])} for row in rows]
+    answer = response.json() if kind == wire.JSON else msgpack.unpackb(response.content)
+    found: list[Row] = answer["predictions"]
+    return found
+
+
+@pytest.mark.parametrize("by_keys", [True, False])
+def test_the_same_rows_get_the_same_answers_in_every_format(ask: Any, log: PredictionLog, by_keys: bool) -> None:
+    """Bit for bit, with the same fallbacks; and the log holds the same features of each."""
+    rows = [(keyed if by_keys else full)(n) for n in range(ROWS)]
+    answers, logged = {}, {}
+    for kind in (wire.JSON, wire.MSGPACK, wire.ARROW):
+        answers[kind] = read(ask(written(rows, kind, by_keys=by_keys), kind), kind)
+        logged[kind] = [line["inputs"] for line in log.find("F3", MODEL)]
+    assert [answer["request_id"] for answer in answers[wire.JSON]] == [f"F{n}" for n in range(ROWS)]
+    assert answers[wire.MSGPACK] == answers[wire.JSON] == answers[wire.ARROW]
+    assert len({answer["prediction"] for answer in answers[wire.JSON]}) > 2
+    assert any(answer["fallbacks"] for answer in answers[wire.JSON]) is by_keys
+    assert logged[wire.ARROW] == logged[wire.JSON] * 3
+
+
+def test_a_batch_of_a_table_is_logged_with_its_keys(ask: Any, log: PredictionLog) -> None:
+    """Those that stood beside the inputs."""
+    kind, rows = wire.ARROW, [full(n) for n in range(3)]
+    read(ask(written(rows, kind, by_keys=False), kind), kind)
+    (line,) = log.find("F1", MODEL)
+    assert line["keys"] == {"origin": "EWR"} and line["inputs"]["temp"] == pytest.approx(1 / 3)
+
+
+def test_a_question_of_a_table_can_be_sent_to_another_process(release: Release) -> None:
+    """As a shadow is told of it."""
+    raw = wire.read(written([full(n) for n in range(20)], wire.ARROW, by_keys=False), wire.ARROW)
+    question = release.form.read(raw)
+    copy = pickle.loads(pickle.dumps(question))
+    assert copy.given.matrix(release.schema).tobytes() == question.given.matrix(release.schema).tobytes()
+
+
+@pytest.mark.parametrize(("kind", "most_ms"), [(wire.JSON, 12), (wire.MSGPACK, 12), (wire.ARROW, 4)])
+def test_reading_a_thousand_rows_takes_a_few_milliseconds(release: Release, kind: str, most_ms: float) -> None:
+    """At its best of several; several times what it takes on an idle machine, which a slow way would still exceed."""
+    body = written([full(n) for n in range(1000)], kind, by_keys=False)
+
+    def once() -> float:
+        began = time.perf_counter()
+        question = release.form.read(wire.read(body, kind))
+        assert question.given is not None and len(question.given.matrix(release.schema)) == 1000
+        return (time.perf_counter() - began) * 1000
+
+    assert min(once() for _ in range(10)) < most_ms

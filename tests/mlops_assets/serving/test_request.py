@@ -18,7 +18,7 @@ from mlops_assets.serving.columns import Values
 from mlops_assets.serving.plan import FeaturePlan, PlannedEntity, RequestField
 from mlops_assets.serving.problems import MAX_PROBLEMS, problems
 from mlops_assets.serving.raw import Raw, Rows, Table
-from mlops_assets.serving.request import Form, InvalidRequestError, new_id
+from mlops_assets.serving.request import Form, InvalidRequestError, new_ids
 
 NOW = datetime(2013, 4, 1, tzinfo=UTC)
 SCHEMA = InputSchema(
@@ -151,15 +151,15 @@ def test_a_model_that_asks_nothing_of_its_caller_is_asked_with_empty_rows() -> N
 
 def test_ids_are_distinct_over_processes() -> None:
     """Also those of a process that forked after making some."""
-    made = [new_id() for _ in range(1000)]
+    made = [*new_ids(500), *(new_ids(1)[0] for _ in range(500))]
     read, write = os.pipe()
     if (child := os.fork()) == 0:
-        os.write(write, new_id().encode())
+        os.write(write, new_ids(1)[0].encode())
         os._exit(0)
     os.waitpid(child, 0)
-    code = "from mlops_assets.serving.request import new_id; print(new_id())"
+    code = "from mlops_assets.serving.request import new_ids; print(new_ids(1)[0])"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    made += [os.read(read, 100).decode(), other, new_id()]
+    made += [os.read(read, 100).decode(), other, *new_ids(1)]
     assert len({*made}) == 1003 and {len(one) for one in made} <= {17, 18, 19}
 
 
