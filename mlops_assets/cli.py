@@ -31,6 +31,7 @@ app.add_typer(features, name="features")
 
 Model = Annotated[str, typer.Argument(help="The model, as <team>/<name>, e.g. flights/late_arrival")]
 Source = Annotated[str, typer.Argument(help="A source that declares a stream, as <team>/<name>")]
+Json = Annotated[bool, typer.Option("--json", help="For a program")]
 Why = Annotated[str, typer.Option(help="Written into the history")]
 
 
@@ -124,14 +125,14 @@ def traffic(
 @app.command()
 def history(model: Model) -> None:
     """Every move of the champion and of the traffic: when, who, what, from, to, why."""
-    from mlops_assets.history import events
+    from mlops_assets.history import author, clock, events
 
     pipeline, promotion = _of(model)
     print_table(
         f"History of {model}",
         ["at (UTC)", "by", "what", "from", "to", "why"],
         [
-            (e.at[:19].replace("T", " "), _short(e.by), e.what, e.before, e.after, e.why)
+            (clock(e.at), author(e.by), e.what, e.before, e.after, e.why)
             for e in events(pipeline, promotion.releases, promotion.champions)
         ],
     )
@@ -195,15 +196,63 @@ def _event(number: int, line: str) -> dict[str, Any]:
 
 
 @app.command()
-def lineage(model: Model) -> None:
-    """From the raw tables to the endpoint: each link of the chain, and what was published last."""
+def lineage(
+    name: Annotated[str, typer.Argument(help="A model or, with --partition, a table, as <team>/<name>")],
+    partition: Annotated[
+        str | None, typer.Option(help="Of a table: what used its rows, from training sets to answers")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Of a model, each link of the chain from the raw tables to the endpoint; of a partition, what used its rows."""
     from mlops_assets.catalog import gather
     from mlops_assets.lineage import lineage_tree
     from resources.environment import prepare_home
 
-    pipeline = gather().model(model)
+    if partition is not None:
+        _touched(name, partition, as_json)
+        return
+    pipeline = gather().model(name)
     prepare_home()
     console().print(lineage_tree(pipeline))
+
+
+def _touched(table: str, partition: str, as_json: bool) -> None:
+    from mlops_assets.catalog import UnknownDeclarationError
+    from mlops_assets.partition_lineage import touched_by
+    from mlops_assets.receipt_text import show_touched
+    from mlops_assets.records import records
+
+    with records() as known:
+        if table not in known.catalog.tables:
+            raise UnknownDeclarationError.of("table", table, known.catalog.tables)
+        document = touched_by(known.catalog.tables[table], partition, known)
+    _print_json(document) if as_json else show_touched(document)
+
+
+@app.command()
+def explain(
+    request_id: Annotated[str, typer.Argument(help="The id in the answer, or the event's own that the caller gave")],
+    model: Annotated[str | None, typer.Option(help="Look at this model's answers alone")] = None,
+    as_json: Json = False,
+) -> None:
+    """The receipt of an answer: release, Bento, version, training set, and the rows that it was made of."""
+    from mlops_assets.receipt_text import show_receipt
+    from mlops_assets.receipts import receipts
+    from mlops_assets.records import records
+
+    with records() as known:
+        documents = receipts(request_id, known, model)
+    if as_json:
+        _print_json(documents)
+        return
+    for document in documents:
+        show_receipt(document)
+
+
+def _print_json(document: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(document, indent=2, default=str))
 
 
 @new.command("model")
@@ -262,11 +311,6 @@ def _show_traffic(releases: ReleaseStore, model: str) -> None:
         print_table(f"Serving processes of {model}", SERVING_COLUMNS, reports(record, serving))
     else:
         typer.echo("No serving process reports; start them with `mlops up`.")
-
-
-def _short(by: str) -> str:
-    """A run by the part of its id that Dagster's pages show; people and sensors by their names."""
-    return by[:12] if by.startswith("run ") else by
 
 
 def _user() -> str:

@@ -46,6 +46,16 @@ def events(model: ModelPipeline, releases: ReleaseStore, champions: ChampionStor
     return sorted([*crowned, *traffic], key=lambda event: event.at)
 
 
+def author(by: str) -> str:
+    """A run by the part of its id that Dagster's pages show; people and sensors by their names."""
+    return by[:12] if by.startswith("run ") else by
+
+
+def clock(at: str) -> str:
+    """A time of the history as people read it; all of them are in UTC."""
+    return at[:19].replace("T", " ")
+
+
 def _shares(variants: Sequence[Variant]) -> str:
     return ", ".join(map(_share, variants)) or "none"
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mlops_assets.history import author, clock
 from mlops_assets.links.endpoint import answers, refuses
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Standing:
     @property
     def cells(self) -> tuple[object, ...]:
         one, change = self.variant, self.change
-        return one.role, one.version, one.release, one.weight, clock(change.at), change.by, change.why
+        return one.role, one.version, one.release, one.weight, clock(change.at), author(change.by), change.why
 
 
 def standings(record: ReleaseRecord, history: Sequence[Change]) -> list[Standing]:
@@ -43,9 +44,9 @@ def remarks(record: ReleaseRecord) -> Iterator[str]:
     if record.canary and record.limits:
         steps, limits = ", ".join(map(str, record.steps)), record.limits
         yield (
-            f"The canary is at step {record.step + 1} of {len(record.steps)} ({steps} %). It ends when, after "
-            f"{limits.min_requests} requests, over {limits.max_error_share:.1%} fail or its p95 latency is over "
-            f"{limits.max_latency_ratio:g} times the champion's."
+            f"The canary is at step {record.step + 1} of {len(record.steps)} ({steps} %). It ends when over "
+            f"{limits.max_error_share:.1%} of its requests fail, or when, after {limits.min_requests}, their "
+            f"p95 latency is over {limits.max_latency_ratio:g} times the champion's."
         )
     elif record.challenger:
         yield "An A/B split: it stays until somebody changes it."
@@ -61,11 +62,6 @@ def reports(record: ReleaseRecord, serving: Sequence[ServingStatus]) -> list[tup
         (one.process, _revision(one.revision, record.revision), answers(one), refuses(one), clock(one.at.isoformat()))
         for one in serving
     ]
-
-
-def clock(at: str) -> str:
-    """A time of the history as people read it."""
-    return at[:19].replace("T", " ")
 
 
 def _since(variant: Variant, history: Sequence[Change]) -> Change:

@@ -42,10 +42,10 @@ class Variant:
 
 @dataclass(frozen=True)
 class Limits:
-    """When the serving process ends a canary, compared with the champion over the same time.
+    """When a canary is ended, compared with the champion over the same time.
 
-    After `min_requests` of the challenger: `max_error_share` (0 to 1) of them failed beyond the champion's own share,
-    or their 95th percentile of latency is over `max_latency_ratio` times the champion's.
+    More than `max_error_share` (0 to 1) of its requests failed, beyond the champion's own share; or, after
+    `min_requests`, their 95th percentile of latency is over `max_latency_ratio` times the champion's.
     """
 
     max_error_share: float = 0.01

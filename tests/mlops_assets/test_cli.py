@@ -146,7 +146,7 @@ def test_traffic_tells_of_a_canary_its_steps_and_bounds(registered):
     status = StatusFile(releases.path(MODEL))
     status.write({"revision": 1, "serving": [behind], "refused": [{"release": tag, "reason": "no model file"}]})
     shown = mlops("traffic", MODEL).output
-    assert "step 1 of 2 (10, 100 %)" in shown and "after 7 requests, over 1.0% fail" in shown
+    assert "step 1 of 2 (10, 100 %)" in shown and "over 1.0% of its requests fail, or when, after 7," in shown
     assert row(shown, f"-{os.getpid()} ", "1, 2 is to come", "champion version 1 100 %", "no model file")
     releases.refuse(MODEL, 2, tag, by="serving pod-1", why="slow", action="circuit breaker")
     shown = mlops("traffic", MODEL).output

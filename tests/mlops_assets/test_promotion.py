@@ -380,6 +380,22 @@ def test_of_two_rollbacks_at_once_one_wins_and_does_not_undo_the_other(registere
     assert (registered.traffic, registered.alias) == ({"1": 100}, "1")
 
 
+def test_a_rollback_that_a_circuit_breaker_came_before_leaves_the_champion(registered):
+    """Both want the canary away; without it, a rollback would go on and take the good champion away too."""
+    promote(registered, "1")
+    promote(registered, "2")
+    tag = registered.promotion.bento_of(registered.model, "4")
+    registered.promotion.releases.start_canary(registered.model.id, tag, "4", [10, 100], by="x", why="y")
+    with ThreadPoolExecutor(1) as pool:
+        with registered.promotion.champions.turn(registered.model.id):
+            rollback = pool.submit(roll_back, registered)
+            time.sleep(0.3)  # it has looked, and waits for its turn
+            refuse(registered, "4", why="too slow")
+        lost = rollback.exception()
+    assert isinstance(lost, StaleReleaseError) and "serving pod-1 did 'refused'" in str(lost)
+    assert (registered.traffic, registered.alias) == ({"2": 100}, "2")
+
+
 PROMOTE = """
 import sys
 from mlops_assets.catalog import gather
