@@ -32,7 +32,6 @@ app.add_typer(features, name="features")
 Model = Annotated[str, typer.Argument(help="The model, as <team>/<name>, e.g. flights/late_arrival")]
 Source = Annotated[str, typer.Argument(help="A source that declares a stream, as <team>/<name>")]
 Json = Annotated[bool, typer.Option("--json", help="For a program")]
-Json = Annotated[bool, typer.Option("--json", help="For a program")]
 Why = Annotated[str, typer.Option(help="Written into the history")]
 
 
