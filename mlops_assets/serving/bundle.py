@@ -125,6 +125,8 @@ class Release:
             raise BrokenBundleError.of(bundle, "golden.json", "it needs rows, and a prediction for each")
         if (difference := self.golden_difference()) > GOLDEN_TOLERANCE:
             raise GoldenMismatchError.of(self.model, difference)
+        if self.postprocess is not None:
+            self.postprocess.check(bundle)
         _ = self.quick
 
 

@@ -12,7 +12,8 @@ Declared as Polars expressions over `prediction` and the model's inputs, and car
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from math import isclose
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from mlops_assets.fields import Field, TypeName
 from mlops_assets.serving.folding import PREDICTION, Cell, Folded, cell, fold
-from mlops_assets.serving.transform import deserialised, serialised, series_of
+from mlops_assets.serving.transform import deserialised, form_of, serialised, series_of
 
 if TYPE_CHECKING:
     import polars as pl
@@ -89,20 +90,23 @@ class Postprocess:
 
     @classmethod
     def load(cls, bundle: Path) -> Self | None:
-        """That of a bundle, which says of the golden rows what it said in training; None where it has none.
-
-        Raises BrokenBundleError.
-        """
-        from mlops_assets.serving.bundle import BrokenBundleError
-
+        """That of a bundle; None where it has none. Raises BrokenBundleError."""
         if not (bundle / FILE).exists():
             return None
-        try:
+        with _of_bundle(bundle):
             found = cls.from_json(json.loads((bundle / FILE).read_bytes()))
-            found.check(*(json.loads((bundle / name).read_bytes()) for name in ("golden.json", "plan.json")))
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise BrokenBundleError.of(bundle, FILE, f"{type(error).__name__}: {error}") from error
-        return found
+            for name, output in found.made.items():
+                form_of(name, output.expression)
+            return found
+
+    def check(self, bundle: Path) -> None:
+        """Raise BrokenBundleError unless it says of the bundle's golden rows what it said in training."""
+        with _of_bundle(bundle):
+            golden, plan = (json.loads((bundle / name).read_bytes()) for name in ("golden.json", "plan.json"))
+            for name, values in self.outputs(golden["rows"], plan["inputs"], golden["predictions"]).items():
+                for said, then in zip(values, self.golden[name], strict=True):
+                    if not _alike(said, then):
+                        raise PostprocessError.of(name, said, then)
 
     def write(self, bundle: Path, names: Sequence[str]) -> None:
         """Into a bundle that has its golden rows, whose inputs are `names` in order; with what it says of them."""
@@ -193,13 +197,16 @@ class Postprocess:
     def _by_names(self) -> dict[tuple[str, ...], dict[str, Cell] | None]:
         return {}
 
-    def check(self, golden: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
-        """Raise PostprocessError unless each golden row's outputs are as they were."""
-        now = self.outputs(golden["rows"], plan["inputs"], golden["predictions"])
-        for name, values in now.items():
-            for said, then in zip(values, self.golden[name], strict=True):
-                if not _alike(said, then):
-                    raise PostprocessError.of(name, said, then)
+
+@contextmanager
+def _of_bundle(bundle: Path) -> Iterator[None]:
+    """Whatever is wrong with the file is said of the bundle."""
+    from mlops_assets.serving.bundle import BrokenBundleError
+
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise BrokenBundleError.of(bundle, FILE, f"{type(error).__name__}: {error}") from error
 
 
 def _alike(said: Any, then: Any) -> bool:

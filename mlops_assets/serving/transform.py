@@ -131,10 +131,15 @@ def deserialised(feature: str, text: str) -> pl.Expr:
     """The expression that `serialised` gave; one that would run Python is refused before anything of it is read."""
     import polars as pl
 
+    return pl.Expr.deserialize(BytesIO(form_of(feature, text)))
+
+
+def form_of(feature: str, text: str) -> bytes:
+    """Polars' own form of an expression, unread. Raises NotRowByRowError for one that would run Python."""
     form = b64decode(text, validate=True)
     if PYTHON in form:
         raise NotRowByRowError.of(feature, "calls a Python function")
-    return pl.Expr.deserialize(BytesIO(form))
+    return form
 
 
 def series_of(name: str, values: list[Any], dtype: pl.DataType, *, strict: bool = True) -> pl.Series:

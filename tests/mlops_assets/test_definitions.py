@@ -206,10 +206,10 @@ def test_what_ages_has_a_freshness_policy(key: str):
 
 @every_asset
 def test_what_follows_by_itself(key: str):
-    """Sources are filled from outside, scores and snapshots on demand; all else has a condition, named for the UI."""
+    """Sources are filled from outside, snapshots on demand; all else has a condition, named for the UI."""
     expected = {
         "sources": None,
-        "scores": None,
+        "scores": "on_recent_arrival",
         "snapshot": None,
         "training_set": "at_each_cutoff",
         "predictions": "after_midnight",

@@ -88,6 +88,7 @@ def bundle(tmp_path: Path) -> Path:
 
 def test_a_bundle_says_what_the_declaration_says(bundle: Path) -> None:
     """Values, types and meanings, after a round through JSON; a bundle without the file has none."""
+    checked(bundle)
     post = Postprocess.load(bundle)
     assert post and post.fields == SAID and post.inputs.keys() == {PREDICTION, "distance", "carrier_mean_delay_7d"}
     names = ("distance", "unused", "carrier_mean_delay_7d")
@@ -99,6 +100,13 @@ def test_a_bundle_says_what_the_declaration_says(bundle: Path) -> None:
     }
     (bundle / FILE).unlink()
     assert Postprocess.load(bundle) is None
+
+
+def checked(bundle: Path) -> None:
+    """As a release is loaded."""
+    post = Postprocess.load(bundle)
+    assert post
+    post.check(bundle)
 
 
 @pytest.mark.parametrize("folds", [True, False])
@@ -123,11 +131,12 @@ def test_one_row_and_many_and_a_frame_are_answered_alike(folds: bool) -> None:
     assert post.outputs_of(FrameInputs(frame.clear()), names, []) == {name: [] for name in SAID}
 
 
-def test_no_python_is_loaded_from_a_bundle(bundle: Path) -> None:
+@pytest.mark.parametrize("folded", [None, ["value", 1.0]])
+def test_no_python_is_loaded_from_a_bundle(bundle: Path, folded: Any) -> None:
     """An expression that was swapped for one with a pickled function is refused unread, and the bundle with it."""
     document = json.loads((bundle / FILE).read_text())
     smuggled = pl.col(PREDICTION).map_batches(lambda rows: rows).meta.serialize()
-    document["outputs"]["minutes"] |= {"expression": b64encode(smuggled).decode(), "folded": None}
+    document["outputs"]["minutes"] |= {"expression": b64encode(smuggled).decode(), "folded": folded}
     (bundle / FILE).write_text(json.dumps(document))
     with pytest.raises(BrokenBundleError, match="'minutes' calls a Python function"):
         Postprocess.load(bundle)
@@ -155,7 +164,7 @@ def test_a_bundle_that_would_say_something_else_is_refused(bundle: Path, change:
     change(document)
     (bundle / FILE).write_text(json.dumps(document))
     with pytest.raises(BrokenBundleError, match=told):
-        Postprocess.load(bundle)
+        checked(bundle)
 
 
 def test_the_projects_own_says_how_likely_and_whom_to_warn() -> None:
