@@ -322,14 +322,18 @@ class FollowedReleases:
         return served
 
     def _traffic(self, model: str, record: ReleaseRecord) -> Traffic | None:
-        """The variants that are in memory and did not fail; without the champion none."""
-        shares = [
-            (variant, release)
-            for variant in sorted(record.answering, key=lambda variant: variant.role == "champion")
+        """The variants that are in memory and did not fail, the champion with what is left; without it none."""
+        ready = {
+            variant: release
+            for variant in record.answering
             if (release := self._shelf.get(variant.release, model)) is not None
             and not self._failures.of(model, variant.release, record.revision)
-        ]
-        return Traffic(tuple(shares)) if shares and shares[-1][0].role == "champion" else None
+        }
+        if record.champion not in ready:
+            return None
+        challengers = [share for share in ready.items() if share[0].role == "challenger"]
+        left = 100 - sum(variant.weight for variant, _ in challengers)
+        return Traffic((*challengers, (replace(record.champion, weight=left), ready[record.champion])))
 
     def _stand_in(self, record: ReleaseRecord, now: Served) -> Traffic | None:
         """While a champion loads or is broken: the one that serves; in a process that starts, the one before."""
