@@ -21,7 +21,6 @@ SWITCH_SECONDS = 0.0005  # how long the log's thread may keep an answer waiting;
 
 
 def open_serving() -> Serving:
-    log_as_json()
     serving = _serving()
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
@@ -43,6 +42,7 @@ class WithFrontDoor(Service[Any]):
     """A service whose predictions do not pass BentoML's middlewares."""
 
     def to_asgi(self, is_main: bool = True) -> Any:
+        log_as_json()  # from here on it is a process that serves
         return FrontDoor(app, super().to_asgi(is_main))
 
 
