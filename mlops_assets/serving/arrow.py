@@ -46,7 +46,8 @@ def read_arrow(body: bytes) -> Table:
     except InvalidRequestError:
         raise
     except (ValueError, struct.error, LookupError, OverflowError) as error:
-        raise InvalidRequestError.of(f"the body is not an Arrow stream that is taken ({error})", FIX) from error
+        why = "it breaks off" if isinstance(error, struct.error) else error
+        raise InvalidRequestError.of(f"the body is not an Arrow stream that is taken ({why})", FIX) from error
     if not columns or not next(iter(columns.values())).size:
         raise InvalidRequestError.of("the table has no rows", "Send one row for each answer wanted.", "rows")
     from mlops_assets.serving.wire import moment
@@ -244,6 +245,9 @@ class _Batch:
         data = self._buffer()
         if ends[-1] > len(data):
             raise ValueError("a text ends beyond its buffer")
+        if (plain := bytes(data[: ends[-1]])).isascii():  # a byte a character: decoded once, then cut
+            whole = plain.decode()
+            return _each("String", size, missing, lambda place: whole[ends[place] : ends[place + 1]])
         return _each("String", size, missing, lambda place: str(data[ends[place] : ends[place + 1]], "utf-8"))
 
     def _ends(self, size: int, dtype: type[np.integer[Any]]) -> list[int]:
@@ -262,17 +266,9 @@ class _Batch:
         count = _next(self._views)[0]
         if len(views) < 16 * size or not 0 <= count <= len(self._data):
             raise ValueError("fewer views than values, or more buffers than bytes")
-        buffers = [self._buffer() for _ in range(count)]
-        return _each("String", size, missing, lambda place: self._view(views[16 * place : 16 * place + 16], buffers))
-
-    def _view(self, view: memoryview, buffers: list[memoryview]) -> str:
-        length, _, which, start = struct.unpack("<iiii", view)
-        if 0 <= length <= 12:
-            return str(view[4 : 4 + length], "utf-8")
-        if length < 0 or which < 0 or start < 0 or start + length > len(buffers[which]):
-            raise ValueError("a text ends beyond its buffer")
-        self._stream.count_text(length)
-        return str(buffers[which][start : start + length], "utf-8")
+        texts = _Texts([self._buffer() for _ in range(count)], self._stream)
+        cut = [view for (view,) in struct.iter_unpack("16s", views[: 16 * size])]
+        return _each("String", size, missing, lambda place: texts[cut[place]])
 
     def lists(self, field: _Field, size: int, missing: Mask | None) -> Values:
         """Lists of numbers, all of one length but for those that are null."""
@@ -293,6 +289,25 @@ class _Batch:
         zone = UTC if field.type.text(1) else None
         moments = np.frombuffer(self._buffer(), np.int64, size).tolist()
         return _each("UnixTimestamp", size, missing, lambda place: _iso(moments[place], ticks, zone))
+
+
+class _Texts(dict[bytes, str]):
+    """The text of each view, read once however often it is named."""
+
+    def __init__(self, buffers: list[memoryview], stream: _Stream) -> None:
+        super().__init__()
+        self._buffers = buffers
+        self._stream = stream
+
+    def __missing__(self, view: bytes) -> str:
+        length, _, which, start = struct.unpack("<iiii", view)
+        if 0 <= length <= 12:
+            text = self[view] = str(view[4 : 4 + length], "utf-8")
+            return text
+        if length < 0 or which < 0 or start < 0 or start + length > len(self._buffers[which]):
+            raise ValueError("a text ends beyond its buffer")
+        self._stream.count_text(length)  # each time, so a long one is not kept
+        return str(self._buffers[which][start : start + length], "utf-8")
 
 
 Reader = Callable[[_Batch, _Field, int, Mask | None], Values]

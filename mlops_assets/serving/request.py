@@ -7,13 +7,11 @@ nothing is answered and each problem names its row, its field and the way out. V
 
 from __future__ import annotations
 
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
-from itertools import count, islice
+from itertools import islice
 from typing import Any, Self
 
 from mlops_assets.input_schema import InputSchema
@@ -23,31 +21,11 @@ from mlops_assets.serving.cells import Cell, Cells
 from mlops_assets.serving.plan import FeaturePlan
 from mlops_assets.serving.problems import MAX_PROBLEMS, InvalidRequestError, problems
 from mlops_assets.serving.raw import Raw, Table
+from mlops_assets.serving.request_ids import new_ids
 
-__all__ = ["Form", "InvalidRequestError", "new_ids"]
+__all__ = ["Form", "InvalidRequestError"]
 
 Given = Sequence[Mapping[str, Any]]
-
-
-class Ids:
-    """Request ids for rows that bring none: unique over processes and restarts, made in a tenth of a microsecond."""
-
-    def __init__(self) -> None:
-        self._again()
-        os.register_at_fork(after_in_child=self._again)
-
-    def _again(self) -> None:
-        self._process = secrets.token_hex(8)
-        self._count = count()
-
-    def some(self, size: int) -> list[str]:
-        process = self._process
-        if size == 1:
-            return [f"{process}{next(self._count):x}"]
-        return [f"{process}{number:x}" for number in islice(self._count, size)]
-
-
-new_ids = Ids().some
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from mlops_assets.serving.problems import (
     shown,
 )
 from mlops_assets.serving.raw import Table
+from mlops_assets.serving.request_ids import new_ids
 
 if TYPE_CHECKING:
     from mlops_assets.serving.request import Form
@@ -46,7 +47,7 @@ def read_table(form: Form, table: Table, places: Sequence[int] | None = None) ->
         raise InvalidRequestError([_numbered(problem, places) for problem in found])
     fitted = {name: _fitted(columns[name], cell) for name, cell in cells.items()}
     named = {key.name: fitted[key.name].to_list() for key in keys if key.name in fitted}
-    ids = form.ids(columns[form.plan.key].to_list() if form.plan.key in columns else [None] * _size(columns))
+    ids = form.ids(columns[form.plan.key].to_list()) if form.plan.key in columns else new_ids(_size(columns))
     if full:
         return Question(table.at, ids, named, None, ColumnInputs([fitted[name] for name in form.plan.inputs]))
     return Question(table.at, ids, named, asked_rows(fitted))

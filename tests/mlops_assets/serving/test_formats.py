@@ -127,9 +127,9 @@ def test_a_question_of_a_table_can_be_sent_to_another_process(release: Release) 
     assert copy.given.matrix(release.schema).tobytes() == question.given.matrix(release.schema).tobytes()
 
 
-@pytest.mark.parametrize(("kind", "most_ms"), [(wire.JSON, 12), (wire.MSGPACK, 12), (wire.ARROW, 4)])
+@pytest.mark.parametrize(("kind", "most_ms"), [(wire.JSON, 40), (wire.MSGPACK, 40), (wire.ARROW, 20)])
 def test_reading_a_thousand_rows_takes_a_few_milliseconds(release: Release, kind: str, most_ms: float) -> None:
-    """At its best of several; several times what it takes on an idle machine, which a slow way would still exceed."""
+    """At its best of several; twenty times what it takes on an idle machine: a row of a thousand must not cost more than 40 us."""
     body = written([full(n) for n in range(1000)], kind, by_keys=False)
 
     def once() -> float:

@@ -18,7 +18,8 @@ from mlops_assets.serving.columns import Values
 from mlops_assets.serving.plan import FeaturePlan, PlannedEntity, RequestField
 from mlops_assets.serving.problems import MAX_PROBLEMS, problems
 from mlops_assets.serving.raw import Raw, Rows, Table
-from mlops_assets.serving.request import Form, InvalidRequestError, new_ids
+from mlops_assets.serving.request import Form, InvalidRequestError
+from mlops_assets.serving.request_ids import new_ids
 
 NOW = datetime(2013, 4, 1, tzinfo=UTC)
 SCHEMA = InputSchema(
@@ -157,7 +158,7 @@ def test_ids_are_distinct_over_processes() -> None:
         os.write(write, new_ids(1)[0].encode())
         os._exit(0)
     os.waitpid(child, 0)
-    code = "from mlops_assets.serving.request import new_ids; print(new_ids(1)[0])"
+    code = "from mlops_assets.serving.request_ids import new_ids; print(new_ids(1)[0])"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     made += [os.read(read, 100).decode(), other, *new_ids(1)]
     assert len({*made}) == 1003 and {len(one) for one in made} <= {17, 18, 19}
