@@ -129,7 +129,7 @@ def test_a_question_of_a_table_can_be_sent_to_another_process(release: Release) 
 
 @pytest.mark.parametrize(("kind", "most_ms"), [(wire.JSON, 40), (wire.MSGPACK, 40), (wire.ARROW, 20)])
 def test_reading_a_thousand_rows_takes_a_few_milliseconds(release: Release, kind: str, most_ms: float) -> None:
-    """At its best of several; twenty times what it takes on an idle machine: a row of a thousand must not cost more than 40 us."""
+    """At the best of several, twenty times what it takes on an idle machine: a slow way would still exceed it."""
     body = written([full(n) for n in range(1000)], kind, by_keys=False)
 
     def once() -> float:
