@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
@@ -89,7 +89,7 @@ class UnknownTrainerError(LookupError):
     """A trainer or a framework was named that no file here provides."""
 
     @classmethod
-    def of(cls, kind: str, name: str, known: list[str]) -> Self:
+    def of(cls, kind: str, name: str, known: Iterable[str]) -> Self:
         return cls(
             f"There is no {kind} {name!r} (known: {', '.join(known)}). "
             "Name one of these, or add a file to mlops_assets/trainers/."
@@ -203,9 +203,10 @@ class Trainer(ABC):
         )
 
 
-def frameworks() -> list[str]:
+@cache
+def frameworks() -> tuple[str, ...]:
     """The frameworks that have a file here."""
-    return sorted(module.name for module in iter_modules(__path__) if not module.ispkg)
+    return tuple(sorted(module.name for module in iter_modules(__path__) if not module.ispkg))
 
 
 @cache

@@ -162,7 +162,8 @@ def _tree(root: Mapping[str, Any]) -> Tree:
 
 def _leaf(node: Mapping[str, Any]) -> dict[str, Any]:
     nothing = dict.fromkeys(("column", "threshold", "yes", "no", "missing_yes"), 0)
-    return {"leaf": True, "value": node["leaf_value"], **nothing}
+    # LightGBM counts no rows for a tree of one leaf
+    return {"leaf": True, "value": node["leaf_value"], "weight": node.get("leaf_count", 0), **nothing}
 
 
 def _split(node: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,6 +181,7 @@ def _split(node: Mapping[str, Any]) -> dict[str, Any]:
         "threshold": _beyond_tiny(node["threshold"]),
         "missing_yes": nan_goes_left,
         "value": 0.0,
+        "weight": node["internal_count"],
     }
 
 

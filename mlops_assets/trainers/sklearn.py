@@ -186,6 +186,7 @@ def _tree(nodes: np.ndarray) -> Tree:
         no=nodes["right"].astype(int),
         missing_yes=nodes["missing_go_to_left"],
         value=nodes["value"],
+        weight=nodes["count"],
     )
 
 

@@ -173,6 +173,7 @@ def _tree(tree: Mapping[str, Any]) -> Tree:
         no=np.array(tree["right_children"]),
         missing_yes=np.array(tree["default_left"]),
         value=condition,
+        weight=np.array(tree["sum_hessian"]),
     )
 
 

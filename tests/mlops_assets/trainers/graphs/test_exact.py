@@ -63,6 +63,20 @@ def test_columns_of_any_size_convert(name: str, tmp_path: Path) -> None:
     assert saved(trainer_named(name), tmp_path) < 5e-6
 
 
+@pytest.mark.parametrize("name", ["XGBoostClassifier", "LightGBMClassifier", "SklearnClassifier"])
+def test_values_on_the_thresholds_go_where_the_library_sends_them(name: str, tmp_path: Path) -> None:
+    """Small whole numbers, 0 and -0 among them: every value is a threshold, and splits are turned both ways."""
+    random = np.random.default_rng(3)
+    x = random.choice([-2, -1, -0.0, 0.0, 1, 2, np.nan], p=[0.05, 0.1, 0.2, 0.3, 0.2, 0.1, 0.05], size=(2000, 4))
+    x = x.astype(np.float32)
+    y = (np.nan_to_num(x).sum(axis=1) + random.normal(size=2000) > 0).astype(float)
+    trainer = trainer_named(name)
+    trainer.save(trainer.fit(x, y, None, None, {}, 0), tmp_path)
+    assert (tmp_path / SERVING_GRAPH).is_file()
+    served, native = (load(trainer.framework, tmp_path) for load in (load_predictor, native_predictor))
+    assert difference(served, native, x) < 5e-6
+
+
 def test_a_wrong_graph_is_dropped_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
