@@ -99,7 +99,7 @@ class Form:
 
     def _proved_ids(self, rows: Given) -> list[str] | None:
         """The ids of rows that hold every cell; None where anything else, or no proper id, may be beside."""
-        key, size = self.plan.key, len(self.asked.cells)
+        key, size = self.plan.key, len({cell.name for cell in self.asked.cells})  # a join key may be a feature too
         lengths = {*map(len, rows)}
         if key in self._keys:
             return self._ids(rows) if lengths == {size} else None
