@@ -385,6 +385,10 @@ def write_arrow(parts: Sequence[Part]) -> bytes:
     columns: dict[str, Any] = reply_columns(parts)
     columns["prediction"] = pl.Series("prediction", columns["prediction"], pl.Float64)
     columns["fallbacks"] = [orjson.dumps(some).decode() if some else "[]" for some in columns["fallbacks"]]
+    for name in ("release", "version", "variant", "fallbacks"):
+        values = columns[name]
+        if values.count(values[0]) == len(values):  # as it nearly always is: text is written once
+            columns[name] = pl.Series(name, values[:1], pl.String).new_from_index(0, len(values))
     body = BytesIO()
     # the oldest layout of text, since many readers know no views
     pl.DataFrame(columns).write_ipc_stream(body, compat_level=pl.CompatLevel.oldest())

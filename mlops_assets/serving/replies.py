@@ -21,9 +21,24 @@ def reply_rows(parts: Sequence[Part]) -> list[dict[str, Any]]:
 
 def reply_columns(parts: Sequence[Part]) -> dict[str, list[Any]]:
     """The same as columns; None where a release has no such output."""
+    if len(parts) == 1 and parts[0][0] is None:
+        return _columns(parts[0][1])
     rows = reply_rows(parts)
-    names = dict.fromkeys(name for places, answers in parts for name in _names(answers))
+    names = dict.fromkeys(name for _, answers in parts for name in _columns(answers))
     return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _columns(answers: Answers) -> dict[str, list[Any]]:
+    variant, size = answers.variant, len(answers.predictions)
+    return {
+        "request_id": [*answers.question.ids],
+        "prediction": [*answers.predictions],
+        **{name: [*column] for name, column in answers.outputs.items()},
+        "release": [variant.release] * size,
+        "version": [variant.version] * size,
+        "variant": [variant.role] * size,
+        "fallbacks": [[]] * size if answers.looked is None else [looked.fallbacks for looked in answers.looked],
+    }
 
 
 def _placed(places: Sequence[int] | None, rows: list[dict[str, Any]]) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -52,7 +67,3 @@ def _rows(answers: Answers) -> list[dict[str, Any]]:
         for row, value in zip(rows, column, strict=True):
             row[name] = value
     return rows
-
-
-def _names(answers: Answers) -> list[str]:
-    return ["request_id", "prediction", *answers.outputs, "release", "version", "variant", "fallbacks"]
