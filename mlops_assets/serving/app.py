@@ -37,7 +37,7 @@ from mlops_assets.serving.logs import logs_access
 from mlops_assets.serving.metrics import Metrics
 from mlops_assets.serving.openapi import openapi
 from mlops_assets.serving.plan import EmptyStore, Store
-from mlops_assets.serving.predict import Asked, predict
+from mlops_assets.serving.predict import Asked, Headers, predict
 from mlops_assets.serving.prediction_log import NoLog, PredictionLog, PredictionWriter
 from mlops_assets.serving.problems import InvalidRequestError
 from mlops_assets.serving.releases import OneRelease, Releases, Served
@@ -167,13 +167,21 @@ class FrontDoor:
         self._app = app
         self._rest = rest
 
+    @property
+    def serving(self) -> Serving:
+        serving: Serving = self._app.state.serving
+        return serving
+
+    def asked(self, path: str, headers: Headers) -> Asked | None:
+        """The model that a POST to `path` is for; None when it is for somebody else."""
+        found = PREDICT.fullmatch(path)
+        return Asked(found[1], headers) if found else asked_by_v2(path, headers)
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["method"] == "POST":
-            if found := PREDICT.fullmatch(scope["path"]):
-                await predict(self._app.state.serving, Asked(found[1], dict(scope["headers"])), receive, send)
-                return
-            if asked := asked_by_v2(scope["path"], dict(scope["headers"])):
-                await predict(self._app.state.serving, asked, receive, send)
+            asked = self.asked(scope["path"], dict(scope["headers"]))
+            if asked is not None:
+                await predict(self.serving, asked, receive, send)
                 return
         await self._rest(scope, receive, send)
 

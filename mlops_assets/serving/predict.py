@@ -37,6 +37,7 @@ INLINE_BYTES = 8 * 1024  # some fifty rows; beyond it the event loop would keep 
 JSON = (b"content-type", b"application/json")
 Header = tuple[bytes, bytes]
 Headers = dict[bytes, bytes]
+Reply = tuple[int, list[Header], bytes]  # status, headers, content
 logger = logging.getLogger(__name__)
 
 
@@ -112,6 +113,26 @@ class Asked:
             ) from error
 
 
+def prompt(serving: Serving, asked: Asked, body: bytes) -> Reply | None:
+    """What `predict` answers, for who has the whole body and cannot wait; None where an answer may take its time."""
+    served = serving.releases.served(asked.model)
+    traffic = served.traffic if served is not None else None
+    if served is None or traffic is None or not traffic.quick or not body or len(body) > INLINE_BYTES:
+        return None
+    status, size, queue = 200, 0, serving.admission
+    try:
+        queue.enter()
+        queue.hold(len(body))
+        size = len(body)
+        parts, content, headers = _answered(serving, asked, asked.dialect.traffic(traffic), body)
+        _account(serving, served, parts, perf_counter() - asked.arrived)
+    except Exception as error:  # noqa: BLE001  as in `predict`
+        status, headers, content = _refused(asked, error)
+    finally:
+        queue.leave(size)
+    return _reply(serving, asked, status, headers, content)
+
+
 async def predict(serving: Serving, asked: Asked, receive: Receive, send: Send) -> None:
     """Answer one request; everything that can go wrong becomes an answer that says so."""
     status, size, queue = 200, 0, serving.admission
@@ -134,20 +155,30 @@ async def predict(serving: Serving, asked: Asked, receive: Receive, send: Send) 
     except ClientGoneError:
         return
     except Exception as error:  # noqa: BLE001  whatever a model raises becomes an answer, and a line of the log
-        refusal = _refusal(asked, error)
-        status, content, headers = refusal.status, asked.dialect.refuse(refusal), _headers_of(refusal)
+        status, headers, content = _refused(asked, error)
     finally:
         queue.leave(size)
+    status, headers, content = _reply(serving, asked, status, headers, content)
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def _reply(serving: Serving, asked: Asked, status: int, headers: list[Header], content: bytes) -> Reply:
+    """An answer as it is sent, counted and, where that is asked for, logged."""
     serving.metrics.status(asked.model, status)
     if b"x-request-id" in asked.headers:
         headers.append((b"x-request-id", asked.headers[b"x-request-id"]))
     headers.append((b"content-length", b"%d" % len(content)))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})
     if serving.access_log:
         spent = round((perf_counter() - asked.arrived) * 1000, 3)
         told = {"request_id": asked.id, "model": asked.model, "status": status, "ms": spent}
         logger.info("%s %d", asked.model, status, extra=told)
+    return status, headers, content
+
+
+def _refused(asked: Asked, error: Exception) -> Reply:
+    refusal = _refusal(asked, error)
+    return refusal.status, _headers_of(refusal), asked.dialect.refuse(refusal)
 
 
 def _answered(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import bentoml
+import uvicorn.config
 from _bentoml_sdk import Service
 
 from mlops_assets.serving.app import FrontDoor, Serving, create_app
@@ -36,6 +37,8 @@ def _serving() -> Serving:
 
 
 app = create_app(open_serving)
+# BentoML passes no protocol on to uvicorn, which looks up the one it takes by itself here.
+uvicorn.config.HTTP_PROTOCOLS["auto"] = "mlops_assets.serving.prompt_protocol:PromptProtocol"
 
 
 class WithFrontDoor(Service[Any]):
