@@ -49,7 +49,8 @@ CODE = (  # what the serving process imports, relative to the project
     "resources/serving_status.py",
 )
 PROJECT = Path(__file__).resolve().parents[1]
-PACKAGES = ("fastapi", "filelock", "msgpack", "numpy", "orjson", "polars")  # Polars writes answers as Arrow
+# Polars writes answers as Arrow; httptools and uvloop are what uvicorn is quick with, and BentoML asks for neither.
+PACKAGES = ("fastapi", "filelock", "httptools", "msgpack", "numpy", "orjson", "polars", "uvloop")
 SERVING_GRAPH = "serving.onnx"  # a model that has one needs its framework no more
 FRAMEWORK_PACKAGES = {  # where they are not only the one that is named as the framework is
     "sklearn": ("scikit-learn", "skops"),
