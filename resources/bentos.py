@@ -56,7 +56,7 @@ FRAMEWORK_PACKAGES = {  # where they are not only the one that is named as the f
     "sklearn": ("scikit-learn", "skops"),
     "onnx": ("onnx", "onnxruntime"),
     "torch": ("torch", "safetensors"),
-    "mlx": ("mlx", "safetensors"),
+    "mlx": ("mlx", "mlx-metal" if sys.platform == "darwin" else "mlx-cpu", "safetensors"),
     "keras": ("keras", "torch", "safetensors"),
 }
 BUILD_SECONDS = 300

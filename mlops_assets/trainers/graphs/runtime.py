@@ -76,6 +76,7 @@ def _session(path: Path, graph: bytes, threads: int) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # it keeps what the largest batch took; a row is answered as fast without
     # threads that wait by spinning take the cores from whoever answers beside
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
