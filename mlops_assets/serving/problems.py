@@ -8,22 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import datetime
 from typing import Any, Self
 
 from mlops_assets.fields import TypeName
 from mlops_assets.input_schema import InputSchema
 from mlops_assets.serving.plan import FeaturePlan
+from mlops_assets.serving.transform import time_of
 
 MAX_PROBLEMS = 100
 FLOAT32_MAX = 3.4028234663852886e38  # models read float32; larger would become infinite
 
 
 def _is_time(value: Any) -> bool:
-    """ISO-8601 text; what Polars and Python both read, or a transform would fail on it later."""
+    """Text that a transform will read as a time."""
     try:
-        return type(value) is str and bool(datetime.fromisoformat(value))
-    except ValueError:
+        return type(value) is str and bool(time_of(value))
+    except (ValueError, OverflowError):  # the latter where no UTC calendar holds it
         return False
 
 

@@ -21,8 +21,8 @@ class Ids:
     def some(self, size: int) -> list[str]:
         process = self._process
         if size == 1:
-            return [f"{process}{next(self._count):x}"]
-        return [f"{process}{number:x}" for number in islice(self._count, size)]
+            return [f"{process}{next(self._count)}"]
+        return [f"{process}{number}" for number in islice(self._count, size)]
 
 
 new_ids = Ids().some

@@ -146,6 +146,15 @@ def series_of(name: str, values: list[Any], dtype: pl.DataType, *, strict: bool 
     """Values as requests and the online store give them: times may be ISO text; unless `strict`, misfits are null."""
     import polars as pl
 
-    if dtype.is_temporal() and any(isinstance(value, str) for value in values):
-        return pl.Series(name, values, pl.String).str.to_datetime(time_unit="us", time_zone="UTC")
+    if dtype.is_temporal():
+        values = [time_of(value) if isinstance(value, str) else value for value in values]
     return pl.Series(name, values, dtype, strict=strict)
+
+
+def time_of(text: str) -> datetime:
+    """ISO-8601 text as a time in UTC, which it is in where it names no zone. ValueError or OverflowError for others.
+
+    Each by itself: Polars would read a whole column by the form of its first value.
+    """
+    moment = datetime.fromisoformat(text)
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

@@ -20,6 +20,7 @@ from mlops_assets.serving.problems import MAX_PROBLEMS, problems
 from mlops_assets.serving.raw import Raw, Rows, Table
 from mlops_assets.serving.request import Form, InvalidRequestError
 from mlops_assets.serving.request_ids import new_ids
+from mlops_assets.serving.transform import series_of
 
 NOW = datetime(2013, 4, 1, tzinfo=UTC)
 SCHEMA = InputSchema(
@@ -161,7 +162,7 @@ def test_ids_are_distinct_over_processes() -> None:
     code = "from mlops_assets.serving.request_ids import new_ids; print(new_ids(1)[0])"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     made += [os.read(read, 100).decode(), other, *new_ids(1)]
-    assert len({*made}) == 1003 and {len(one) for one in made} <= {17, 18, 19}
+    assert len({*made}) == 1003 and {len(one) for one in made} <= {17, 18, 19, 20}
 
 
 # --- tables ---
@@ -318,3 +319,20 @@ def test_a_matrix_that_no_row_could_be_is_refused(form: Form, row: list[float], 
     with pytest.raises(InvalidRequestError) as caught:
         form.read(table(anything=of("Float64Array", [row])))
     assert caught.value.problems[0].problem == problem
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["2013-04-01T12:00:00+00:00", "2013-04-01T12:00:00.5Z", None, "2013-04-01", "20130401"],
+        ["2013-04-01T12:00:00", "2013-04-01T14:00:00+02:00"],
+    ],
+)
+def test_every_time_that_may_be_sent_is_read_by_a_transform(texts: list[str | None]) -> None:
+    """However each is written: what is found valid never fails later."""
+    import polars as pl
+
+    series = series_of("scheduled", texts, pl.Datetime("us", "UTC"))
+    assert refused(Rows([{**ROW, "scheduled": text} for text in texts], NOW)) == []
+    assert series.null_count() == texts.count(None) and series.dtype == pl.Datetime("us", "UTC")
+    assert refused(Rows([{**ROW, "scheduled": "9999-12-31T23:59:59-23:59"}], NOW))[0][1] == "scheduled"
