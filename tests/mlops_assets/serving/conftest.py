@@ -93,7 +93,7 @@ def make_bundle(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
         schema = InputSchema.fit(frame, INPUTS)
         x = schema.encode_frame(frame)
         late = (
-            (frame["delay"] + frame["temp"] / 10 + 5 * (seed + 1) * frame["holiday"].cast(pl.Int8) > 25)
+            (frame["delay"] + frame["temp"] / 10 + 5 * (seed + 1) * frame["holiday"].cast(pl.Int64) > 25)
             .to_numpy()
             .astype(float)
         )
