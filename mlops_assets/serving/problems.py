@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from reprlib import Repr
 from typing import Any, Self
 
 from mlops_assets.fields import TypeName
@@ -16,6 +17,9 @@ from mlops_assets.serving.plan import FeaturePlan
 from mlops_assets.serving.transform import time_of
 
 MAX_PROBLEMS = 100
+SHORT = Repr()
+SHORT.maxlevel = 3
+SHORT.maxstring = SHORT.maxlong = SHORT.maxother = 60
 FLOAT32_MAX = 3.4028234663852886e38  # models read float32; larger would become infinite
 
 
@@ -152,6 +156,6 @@ def _unknown(row: Mapping[str, Any], known: set[str], why: str) -> Iterator[Prob
 
 
 def shown(value: Any) -> str:
-    """A value as an error shows it, cut where it is long."""
-    text = repr(value)
+    """A value as an error shows it: however long or deep it is, only its beginning is looked at."""
+    text = SHORT.repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."

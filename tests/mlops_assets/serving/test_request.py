@@ -336,3 +336,16 @@ def test_every_time_that_may_be_sent_is_read_by_a_transform(texts: list[str | No
     assert refused(Rows([{**ROW, "scheduled": text} for text in texts], NOW)) == []
     assert series.null_count() == texts.count(None) and series.dtype == pl.Datetime("us", "UTC")
     assert refused(Rows([{**ROW, "scheduled": "9999-12-31T23:59:59-23:59"}], NOW))[0][1] == "scheduled"
+
+
+@pytest.mark.parametrize("name", ["distance", "origin", "holiday", "flight_id", "speed"])
+def test_a_value_of_any_depth_or_length_is_refused_by_name(name: str) -> None:
+    """What says so looks at its beginning alone."""
+    deep: Any = 1
+    for _ in range(100_000):
+        deep = [deep]
+    for value in (deep, [0.5] * 1_000_000, "x" * 1_000_000 if name != "flight_id" else b"x" * 1_000_000, {"a": deep}):
+        if name == "origin" and isinstance(value, str):
+            continue
+        ((row, field, problem),) = refused(Rows([{**ROW, name: value}], NOW))
+        assert (row, field) == (0, name) and len(problem) < 100
