@@ -23,6 +23,7 @@ Action = Literal["advance", "hold", "roll back"]
 BY = "sensors.rollout"
 LATENCY_SLACK_MS = 5.0  # of an answer of a millisecond or two, the ratio alone would judge the machine
 METRIC_DROP = 0.03
+FEWEST_ERRORS = 3  # fewer may be one caller who asks again; they hold a canary, and end none
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,14 @@ def rollout_decision(
     higher_is_better: bool = True,
 ) -> RolloutDecision:
     """Judge one step of a canary. A metric that is not known yet is no reason, neither way."""
-    if too_many := _too_many_errors(champion, challenger, limits):
+    too_many = _too_many_errors(champion, challenger, limits)
+    if too_many and challenger.errors >= FEWEST_ERRORS:
         return RolloutDecision("roll back", (too_many,))
     for name, variant in (("challenger", challenger), ("champion", champion)):
         if variant.requests < limits.min_requests:
             return RolloutDecision("hold", (f"{name} has {variant.requests} of {limits.min_requests} requests",))
+    if too_many:
+        return RolloutDecision("hold", (f"{too_many}, and fewer than {FEWEST_ERRORS} prove nothing",))
     found = (
         _slower(champion, challenger, limits.max_latency_ratio),
         _worse(champion, challenger, metric_drop, higher_is_better),

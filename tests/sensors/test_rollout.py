@@ -67,6 +67,14 @@ def test_errors_beyond_repair_end_a_canary_before_the_minimum() -> None:
     assert decided(GOOD, VariantEvidence(requests=10, errors=2)).action == "hold"
 
 
+def test_a_failure_or_two_hold_a_canary_and_end_none() -> None:
+    """Of fifty requests one is over one per cent, and may be one caller's; more requests or a third one decide."""
+    limits = Limits(max_error_share=0.01, min_requests=50)
+    seen = {errors: rollout_decision(GOOD, VariantEvidence(50, errors, 4.0), limits).action for errors in (0, 1, 2, 3)}
+    assert seen == {0: "advance", 1: "hold", 2: "hold", 3: "roll back"}
+    assert rollout_decision(GOOD, VariantEvidence(400, 2, 4.0), limits).action == "advance"
+
+
 evidence = st.builds(
     VariantEvidence,
     requests=st.integers(0, 400),

@@ -126,6 +126,7 @@ def test_a_release_that_is_refused_at_once_fails_the_run_and_leaves_no_trace_of_
         check, published = ran.checks["champion_released"], platform.published
         assert endpoint.ask([ROW], NOON)[0]["version"] == "1"
     assert not check.passed and "was taken out by serving process" in check.description
+    assert f"-{os.getpid()} | 3 | champion version 1 100 %" in str(ran.facts["endpoint"]["serving"])
     assert "plan.json" in ran.facts["endpoint"]["why"] and ran.facts["endpoint"]["revision"] == 3
     assert [(v.version, v.weight) for v in published["release"].variants] == [("1", 100)] and published["alias"] == "1"
     assert [change.action for change in published["changes"]] == ["release", "start canary", "refused"]
