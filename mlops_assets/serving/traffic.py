@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import orjson
 
 from mlops_assets.serving.bundle import Release
+from mlops_assets.serving.problems import shown
 from resources.releases import Variant
 
 
@@ -93,11 +94,12 @@ class Traffic:
 def bucket_of(model: str, keys: Sequence[Any]) -> float:
     """A number in [0, 100), even over keys, the same in every process and on every day.
 
-    `keys` may be what no release has judged yet; of what JSON has no word for, its text counts.
+    `keys` may be what no release has judged yet; of what JSON has no word for, its text counts, or the
+    beginning of it: its text may be of any depth.
     """
     try:
         said = orjson.dumps([model, *keys])
     except TypeError:
-        said = repr([model, *keys]).encode(errors="backslashreplace")
+        said = repr([*map(shown, [model, *keys])]).encode(errors="backslashreplace")
     digest = blake2b(said, digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64 * 100
