@@ -30,7 +30,7 @@ from mlops_assets import (
     labels,
 )
 from mlops_assets.input_schema import InputError
-from mlops_assets.trainers import LightGBMRegressor, Trainer, XGBoostClassifier
+from mlops_assets.trainers import SERVING_GRAPH, LightGBMRegressor, Trainer, XGBoostClassifier, trainer_named
 from mlops_assets.training import TrainingDataError, evaluate, split, train, training_arguments
 
 CUTOFF = datetime(2013, 4, 1, tzinfo=UTC)
@@ -164,6 +164,22 @@ def test_one_trial_takes_the_trainers_own_parameters(tmp_path: Path) -> None:
     result = train(arguments(tmp_path, model=model))
     assert result["best_params"] == {} and result["framework"] == "lightgbm" and result["task"] == "regression"
     assert result["params"]["n_estimators"] <= 30 and result["metrics"]["holdout"]["r2"] > 0.3
+
+
+@pytest.mark.parametrize("name", ["XGBoostClassifier", "TorchClassifier", "MLXClassifier", "KerasClassifier"])
+def test_what_was_judged_is_what_will_serve(name: str, tmp_path: Path) -> None:
+    """The golden rows and the holdout were answered by the very graph that the bundle serves from."""
+    small = (
+        {"n_estimators": 20} if name == "XGBoostClassifier" else {"hidden": [16], "epochs": 8, "learning_rate": 0.01}
+    )
+    result = train(arguments(tmp_path, model=pipeline(trainer_named(name, **small))))
+    model, holdout = Path(result["bundle"]) / "model", pl.read_parquet(result["holdout"])
+    assert (model / SERVING_GRAPH).is_file() and result["metrics"]["holdout"]["roc_auc"] > 0.8
+    (Path(result["bundle"]) / "manifest.json").write_text(json.dumps({"framework": result["framework"]}))
+    np.testing.assert_array_equal(evaluate(Path(result["bundle"]), holdout), holdout["prediction"])
+    (model / SERVING_GRAPH).unlink()
+    by_library = evaluate(Path(result["bundle"]), holdout)
+    assert 0 < np.abs(by_library - holdout["prediction"]).max() < 1e-5, "the library rounds otherwise, and no more"
 
 
 def test_the_same_arguments_give_the_same_model(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ A framework brings only what differs, a `Learner`: one pass of gradient steps, t
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -49,7 +49,7 @@ class Learner(Protocol):
 class Settings:
     """The parameters of a net, each checked."""
 
-    hidden: Sequence[int]
+    hidden: tuple[int, ...]
     learning_rate: float
     weight_decay: float
     batch_size: int
@@ -61,12 +61,18 @@ class Settings:
         for name in given:
             if name not in DEFAULTS:
                 raise TrainerParameterError.of(trainer, name, "is not known", f"It knows: {', '.join(DEFAULTS)}.")
-        return cls(**{**DEFAULTS, **given})
+        settings = cls(**{**DEFAULTS, **given, "hidden": tuple(given.get("hidden", DEFAULTS["hidden"]))})
+        for name in ("hidden", "batch_size", "epochs", "patience"):
+            value = getattr(settings, name)
+            if not all(isinstance(one, int) and one > 0 for one in (value if name == "hidden" else [value])):
+                raise TrainerParameterError.of(trainer, name, f"is {value!r}", "Give whole numbers above 0.")
+        return settings
 
 
 class NetTrainer(Trainer):
     """Fits a net of dense layers. Columns are scaled and missing values marked by the net itself.
 
+    It reads a category's index as a number, so give it numeric inputs, such as an embedding.
     `hidden` are the layers' sizes, `patience` the epochs without improvement after which fitting stops.
     """
 

@@ -9,7 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlops_assets.trainers import SERVING_GRAPH, UnsafeModelFileError, load_predictor, native_predictor, trainer_named
+from mlops_assets.trainers import (
+    SERVING_GRAPH,
+    TrainerParameterError,
+    UnsafeModelFileError,
+    load_predictor,
+    native_predictor,
+    trainer_named,
+)
 from mlops_assets.trainers.networks.network import Network, Preparation
 
 FRAMEWORKS = {"torch": "TorchClassifier", "mlx": "MLXClassifier", "keras": "KerasClassifier"}
@@ -116,3 +123,13 @@ def test_fitting_stops_when_validation_no_longer_improves(name: str) -> None:
     trainer = trainer_named(name, hidden=[64], learning_rate=0.05, epochs=60, patience=3, batch_size=32)
     learned = trainer.learned(trainer.fit(x, y, *(random.permutation(part) for part in (x, y)), {}, 0))
     assert 1 <= learned["epochs"] < 30
+
+
+@pytest.mark.parametrize(
+    "params", [{"hidden": [16, 0]}, {"hidden": [1.5]}, {"epochs": 0}, {"batch_size": "8"}], ids=str
+)
+def test_sizes_are_whole_numbers(params: dict[str, Any]) -> None:
+    """A parameter of no sense is named before anything is fitted."""
+    x = np.zeros((10, 2), np.float32)
+    with pytest.raises(TrainerParameterError, match=next(iter(params))):
+        trainer_named("TorchRegressor", **params).fit(x, x[:, 0], None, None, {}, 0)
