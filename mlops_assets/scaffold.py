@@ -51,6 +51,7 @@ ${features}
     cutoffs=dg.WeeklyPartitionsDefinition(${span}, day_offset=1, end_offset=1),
     # Set the floor from a first candidate's metric: this one only refuses what is useless.
     gate=Gate(metric="${metric}", at_least=${floor}),
+    # serve=Serve(...) bounds a canary; postprocess= names a function under @postprocess that says what an answer means.
 )
 ''')
 

@@ -187,8 +187,13 @@ def _bentofile(bundle: Path, model: str, name: str, labels: Mapping[str, str]) -
         # The Python that the packages were tested with, to the last digit: `3.11-slim` is another image next month.
         "docker": {"base_image": f"python:{platform.python_version()}-slim"},
         # Locking would resolve against an index; the versions that were tested here are stated instead.
-        "python": {"packages": [f"{package}=={installed(package)}" for package in packages], "lock_packages": False},
+        "python": {"packages": [_pinned(package) for package in packages], "lock_packages": False},
     }
+
+
+def _pinned(package: str) -> str:
+    """The version that is installed here, as an index knows it: a wheel's local label (`+cpu`) is its builder's own."""
+    return f"{package}=={installed(package).partition('+')[0]}"
 
 
 def _answering(bundle: Path) -> tuple[str, ...]:

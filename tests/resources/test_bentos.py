@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -117,3 +118,14 @@ def test_a_bento_takes_what_answers_its_model(bundle: Path, graph: bool, needs: 
     packages = {package.split("==")[0] for package in _bentofile(bundle, MODEL, "name", LABELS)["python"]["packages"]}
     assert {"xgboost", "onnxruntime"} & packages == {needs}
     assert "hiredis" in packages, "a Bento may be told of a Redis"
+
+
+def test_every_package_is_pinned_to_a_version_that_an_index_has(bundle: Path) -> None:
+    """Also where the wheel that is installed here has a label of its builder's, as PyTorch's `+cpu` has."""
+    from resources.bentos import _bentofile
+
+    for framework in ("xgboost", "torch"):
+        (bundle / "manifest.json").write_text(json.dumps({"framework": framework}))
+        packages = _bentofile(bundle, MODEL, "flights_late_arrival", LABELS)["python"]["packages"]
+        assert any(package.startswith(f"{framework}==") for package in packages)
+        assert all(re.fullmatch(r"[\w.\[\]-]+==\d[\w.]*", package) for package in packages), packages
