@@ -25,7 +25,7 @@ class UnanswerableError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """A question, and the inputs, by name and in their order, of the release that was asked it."""
+    """A question, and the inputs, by name and in their order, of the release that was asked it; none if they agree."""
 
     question: Question
     names: Sequence[str]
@@ -60,7 +60,7 @@ class Told:
     def asked_of(self, inputs: Sequence[str]) -> Question:
         """The same of a release with these inputs. Raises UnanswerableError."""
         given = self.question.given
-        if given is None or list(self.names) == list(inputs):
+        if given is None or list(self.names or inputs) == list(inputs):
             return self.question
         if missing := [name for name in inputs if name not in self.names]:
             raise UnanswerableError.of(missing)
