@@ -14,7 +14,7 @@ import httpx
 import numpy as np
 import pytest
 
-from mlops_assets.serving.app import Serving, create_app
+from mlops_assets.serving.app import FrontDoor, Serving, create_app
 from mlops_assets.serving.bundle import Release
 from mlops_assets.serving.plan import microseconds
 from mlops_assets.serving.prediction_log import PredictionLog
@@ -242,3 +242,21 @@ def test_bytes_that_do_not_add_up_are_refused(ask: Any) -> None:
     broken = body[:at] + b"\xff\xff\xff\x7f" + body[at + 4 :]
     assert "carrier: a text ends beyond its tensor" in error(ask(f"{MODEL}/infer", broken, headers=headers), 422)
     assert "content type" in error(ask(f"{MODEL}/infer", b"{}", headers={"Content-Type": "text/plain"}), 415)
+
+
+def test_the_front_door_answers_infer_itself(release: Release, log: PredictionLog, tmp_path: Path) -> None:
+    """Before all that else a serving framework has; everything but infer it hands on."""
+
+    async def rest(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 418, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask() -> list[int]:
+        store = PackedStore.open(f"sqlite:///{tmp_path / 'packed.db'}")
+        app = create_app(lambda: Serving(OneRelease(release, "late:abc", "7"), store, log.writer()))
+        client = httpx.AsyncClient(transport=httpx.ASGITransport(FrontDoor(app, rest)), base_url="http://here")
+        paths = ("/infer", "/versions/7/infer", "/versions/9/infer", "/version/7/infer", "/ready/infer", "")
+        async with app.router.lifespan_context(app), client:
+            return [(await client.post(MODEL + path, json=request(FULL))).status_code for path in paths]
+
+    assert anyio.run(ask) == [200, 200, 404, 418, 418, 418]
