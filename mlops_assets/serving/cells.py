@@ -17,7 +17,7 @@ from mlops_assets.fields import TypeName
 from mlops_assets.serving.problems import VALID
 
 FEW_ROWS = 8  # up to here row by row is quicker than column by column
-KINDS_KEPT = 512  # kinds of rows remembered; beyond it they are proved again
+KINDS_KEPT = 512  # kinds of rows remembered; beyond it all are learnt again
 SMALL = float(2**63)  # a norm below it proves that every number fits Int64 and float32
 TYPES: dict[TypeName, frozenset[type]] = {
     "Bool": frozenset({bool}),
@@ -115,10 +115,16 @@ class Cells:
 
     def _kind(self, kind: tuple[type, ...]) -> Proof:
         """What proves a row made of these types."""
-        proof = _proof_of_kind(self.cells, kind)
-        if len(self._kinds) < KINDS_KEPT:
-            self._kinds[kind] = proof
+        if not all(one in cell.types for cell, one in zip(self.cells, kind, strict=True)):
+            return _never
+        if len(self._kinds) >= KINDS_KEPT:  # whoever sends many kinds may not push out those that others send
+            self._kinds.clear()
+        proof = self._kinds[kind] = _proof_of_kind(self.cells, kind)
         return proof
+
+
+def _never(_: Sequence[Any]) -> bool:
+    return False
 
 
 def getter(names: Sequence[Any]) -> Callable[[Any], Row]:
@@ -130,8 +136,6 @@ def getter(names: Sequence[Any]) -> Callable[[Any], Row]:
 
 def _proof_of_kind(cells: Sequence[Cell], kind: tuple[type, ...]) -> Proof:
     """What proves a row made of these types: one norm over its numbers, their bounds, what else single values need."""
-    if not all(one in cell.types for cell, one in zip(cells, kind, strict=True)):
-        return lambda _: False
     given = [(place, cell) for place, cell in enumerate(cells) if kind[place] is not type(None)]
     numbers = [place for place, cell in given if cell.is_number]
     bounds = [(place, *cell.range) for place, cell in given if cell.is_number and cell.is_bounded]
