@@ -169,7 +169,10 @@ class Promotion:
             return None
         with self.champions.turn(model.id):
             now, refused = self.releases.read(model.id), self._refused(model)
-            marked = [self._mark_refused(model, version, why) for version, why in refused.items()]
+            marked = [
+                self._mark(model, version, {ROLLED_BACK: "true", REFUSED_BECAUSE: why})
+                for version, why in refused.items()
+            ]
             alias = self.mlflow.alias(model.registered_name, ALIAS)
             if now is not None and alias is not None and alias in refused:
                 marked.append(self.crown(model, now.champion.version, by=by, why=refused[alias]) is not None)
@@ -185,12 +188,20 @@ class Promotion:
             if variant.role != "shadow" and variant.version not in answering
         }
 
-    def _mark_refused(self, model: ModelPipeline, version: str, why: str) -> bool:
-        """Whether the mark was missing; a version that was deleted since needs none."""
-        tags = {item.version: item.tags for item in self.mlflow.versions(model.registered_name)}
-        told = _news({ROLLED_BACK: "true", REFUSED_BECAUSE: why}, tags[version]) if version in tags else {}
-        self.mlflow.tag_version(model.registered_name, version, told)
-        return bool(told)
+    def _mark(self, model: ModelPipeline, version: str, told: Mapping[str, str]) -> bool:
+        """Tag a version; False where its tags say so already, or where it was deleted since and needs none.
+
+        Read one by one: a model may have thousands of versions, and few of them had traffic.
+        """
+        from resources.mlflow import UnknownModelVersionError
+
+        try:
+            tags = self.mlflow.version(model.registered_name, version).tags
+        except UnknownModelVersionError:
+            return False
+        news = _news(told, tags)
+        self.mlflow.tag_version(model.registered_name, version, news)
+        return bool(news)
 
     @contextmanager
     def _turn(self, model: ModelPipeline, seen: ReleaseRecord | None) -> Iterator[int]:
@@ -217,11 +228,9 @@ class Promotion:
         chosen, answering = record.champion.version, {variant.version for variant in record.answering}
         history = self.releases.history(model.id)
         had_traffic = {v.version for change in history for v in change.after if v.role != "shadow"}
-        tags = {item.version: item.tags for item in self.mlflow.versions(model.registered_name)}
-        for version in sorted(had_traffic & tags.keys(), key=int):
+        for version in sorted(had_traffic, key=int):
             if int(version) >= int(chosen):
-                told = _answers() if version in answering else {ROLLED_BACK: "true"}
-                self.mlflow.tag_version(model.registered_name, version, _news(told, tags[version]))
+                self._mark(model, version, _answers() if version in answering else {ROLLED_BACK: "true"})
         self.crown(model, chosen, by=by, why=why)
 
     def _chosen(self, model: ModelPipeline, version: str | None) -> str:

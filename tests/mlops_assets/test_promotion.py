@@ -307,6 +307,17 @@ def test_what_was_refused_may_be_promoted_again_by_hand(registered):
     assert registered.promotion.settle(registered.model, by="sensor") is None
 
 
+def test_a_version_that_was_deleted_from_the_registry_holds_nothing_up(registered):
+    """Neither the settling of its refusal nor a later rollback asks for what is no more."""
+    for version in ("1", "2", "4"):
+        promote(registered, version)
+    refuse(registered, "4")
+    registered.promotion.mlflow.client().delete_model_version(registered.model.registered_name, "4")
+    assert registered.promotion.settle(registered.model, by="sensor") is None
+    roll_back(registered)
+    assert (registered.traffic, registered.alias) == ({"1": 100}, "1")
+
+
 def test_a_settling_that_was_killed_is_completed_by_the_next(registered, monkeypatch):
     """The version is marked and the process dies before the alias."""
     promote(registered, "1")
