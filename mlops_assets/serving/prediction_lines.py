@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 64 * 1024 * 1024  # about 90,000 answers
 NEAR_BYTES = 64 * 1024
+TIMES, TIME = ("at", "logged_at"), "%Y-%m-%dT%H:%M:%S%.f%:z"
 TEXTS = ("event_times", "fallbacks", "outputs")  # JSON of any shape
 
 
@@ -128,7 +129,7 @@ def _as_found(lines: bytes) -> pl.DataFrame:
         return pl.DataFrame(schema=fixed)
     shapes = pl.read_ndjson(lines, infer_schema_length=None).schema
     given = {place: pl.Struct(dict(shapes.get(place) or pl.Struct({}))) for place in ("keys", "inputs")}  # type: ignore[call-overload]
-    frame = pl.read_ndjson(lines, schema={**fixed, **given})
+    frame = _read(lines, {**fixed, **given})
     taken = {*fixed, *(field.name for field in given["inputs"].fields)}
     keys = [pl.col("keys").struct.field(field.name) for field in given["keys"].fields if field.name not in taken]
     inputs = [pl.col("inputs").struct.field(field.name) for field in given["inputs"].fields if field.name not in fixed]
@@ -142,10 +143,19 @@ def _parsed(lines: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame | N
     if not lines:
         return pl.DataFrame(schema=schema)
     try:
-        frame = pl.read_ndjson(lines, schema=schema)
-    except (pl.exceptions.ComputeError, pl.exceptions.SchemaError):
+        frame = _read(lines, schema)
+    except pl.exceptions.PolarsError:
         return None
     return None if frame["seq"].null_count() else frame
+
+
+def _read(lines: bytes, schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
+    """With times as text first: Polars' reader of JSON takes five times as long to make them of it."""
+    import polars as pl
+
+    times = [name for name in TIMES if name in schema]
+    frame = pl.read_ndjson(lines, schema={**schema, **dict.fromkeys(times, pl.String())})
+    return frame.with_columns(pl.col(times).str.to_datetime(TIME, time_unit="us", time_zone="UTC"))
 
 
 def _sound(lines: bytes) -> bytes:

@@ -20,6 +20,7 @@ from mlops_assets.serving.answers import Answers, FrameInputs, Question, RowInpu
 from mlops_assets.serving.plan import Fallback, Looked, microseconds
 from mlops_assets.serving.prediction_lines import NEAR_BYTES
 from mlops_assets.serving.prediction_log import PredictionLog
+from mlops_assets.serving.prediction_writer import FLUSH_SECONDS
 from resources.releases import Variant
 
 MODEL = "flights/late_arrival"
@@ -289,6 +290,20 @@ def test_an_answer_that_cannot_be_written_costs_no_other(log: PredictionLog) -> 
     odd.inputs = RowInputs([[200.0, object()]])
     written(log, answered("a"), odd, answered("b"))
     assert log.read(MODEL, DAY)["request_id"].to_list() == ["a", "b"]
+    assert log.gaps(MODEL, DAY).dropped == 1
+    assert log.gaps(MODEL, DAY).missing == {}
+
+
+def test_answers_that_are_not_whole_end_nothing(log: PredictionLog) -> None:
+    """More names than values is a fault of the program: it is said, counted, and what comes after is logged."""
+    broken = answered("broken")
+    broken.inputs = RowInputs([[200.0]])
+    writer = log.writer()
+    writer.write(broken)
+    sleep(3 * FLUSH_SECONDS)
+    writer.write(answered("after"))
+    writer.close()
+    assert log.read(MODEL, DAY)["request_id"].to_list() == ["after"]
     assert log.gaps(MODEL, DAY).dropped == 1
     assert log.gaps(MODEL, DAY).missing == {}
 
