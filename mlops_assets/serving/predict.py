@@ -71,9 +71,9 @@ class Native:
         return wire.read(body, headers.get(b"content-type", b"").decode("latin-1"))
 
     def write(self, model: str, parts: Sequence[Part], headers: Headers) -> tuple[bytes, list[Header]]:
-        accept = headers.get(b"accept", b"*/*")
-        wanted = headers.get(b"content-type", b"") if accept == b"*/*" else accept
-        content, media_type = wire.write(model, parts, wanted.decode("latin-1"))
+        accept, content_type = headers.get(b"accept", b"*/*"), headers.get(b"content-type", b"")
+        wanted = wire.wanted(accept.decode("latin-1"), content_type.decode("latin-1"))
+        content, media_type = wire.write(model, parts, wanted)
         return content, [JSON if media_type == wire.JSON else (b"content-type", media_type.encode())]
 
     def refuse(self, error: InvalidRequestError) -> bytes:

@@ -122,11 +122,11 @@ def wanted(accept: str, content_type: str = JSON) -> str:
     """The media type to answer in: the best that `Accept` names and we have, else that of the request."""
     if accept in WRITERS:
         return accept
-    for offer in sorted(accept.split(","), key=_quality, reverse=True):
-        kind = media_type(offer)
-        if offer and _quality(offer) and kind in ALIASES:
-            return ALIASES[kind]
-    return ALIASES.get(media_type(content_type), JSON)
+    if accept not in ("*/*", ""):
+        for offer in sorted(accept.split(","), key=_quality, reverse=True):
+            if _quality(offer) and (kind := ALIASES.get(media_type(offer))):
+                return kind
+    return content_type if content_type in WRITERS else ALIASES.get(media_type(content_type), JSON)
 
 
 def _quality(offer: str) -> float:

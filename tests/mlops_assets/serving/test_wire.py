@@ -114,6 +114,8 @@ def test_what_claims_or_nests_without_end_is_refused(body: bytes, content_type: 
         ("application/msgpack;q=0, application/json", wire.MSGPACK, wire.JSON),
         ("application/msgpack;q=x, text/html", wire.ARROW, wire.ARROW),
         ("text/html", "text/plain", wire.JSON),
+        ("text/html", "application/x-msgpack", wire.MSGPACK),
+        ("application/json, text/plain, */*", wire.JSON, wire.JSON),
     ],
 )
 def test_an_answer_is_of_the_kind_accepted_else_of_the_requests(accept: str, content_type: str, kind: str) -> None:
