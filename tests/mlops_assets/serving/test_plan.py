@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,7 +39,7 @@ from mlops_assets.serving.plan import (
     moment_of,
 )
 from mlops_assets.trainers import XGBoostClassifier
-from resources.online.packed_store import PackedStore
+from resources.online.packed_store import OnlineStoreUnavailableError, PackedStore, TableRead
 
 NOON = datetime(2013, 4, 1, 12, tzinfo=UTC)
 WEATHER = ViewRead("flights/weather", "flights__weather", ("origin",), ("temp", "wind"), ttl_seconds=10800)
@@ -264,3 +265,48 @@ def test_a_stand_in_of_the_future_is_not_used(store: PackedStore) -> None:
     store.write(table, [((), microseconds(NOON + timedelta(seconds=1)), {"temp": 40.0, "wind": 7.0})])
     (looked,) = look_up(plan, store, [{"origin": "EWR", "distance": 1.0}], NOON)
     assert (looked.values, looked.fallbacks[0].used) == ([1.0, None, None], "nulls")
+
+
+class Away:
+    """A store that does not answer, and what reads it."""
+
+    def reader(self, _: Sequence[TableRead], /) -> Away:
+        return self
+
+    def read(self, _: Sequence[Sequence[Any]], /) -> Any:
+        raise OnlineStoreUnavailableError.of("redis://cache:6379/0", TimeoutError("timed out"))
+
+
+def test_without_a_store_a_plan_falls_back_or_refuses_as_declared() -> None:
+    """Marked for every view and every row; what is stated for a cold start holds, what lies in the store does not."""
+    stated = replace(WEATHER, cold_start_values={"temp": 60.0, "wind": None})
+    stored = replace(ROUTE, cold_start_table="flights__route_cold_start")
+    plan = replace(PLAN, views=(stated, stored), without_store="fall back")
+    found = look_up(plan, Away(), [EWR_BOS, {**EWR_BOS, "origin": "JFK"}], NOON)
+    assert [looked.values for looked in found] == [[200.0, 60.0, None, None]] * 2
+    assert {(f.reason, f.used, f.view) for looked in found for f in looked.fallbacks} == {
+        ("store away", "cold start", "flights/weather"),
+        ("store away", "nulls", "flights/route"),
+    }
+    assert found[1].fallbacks[0].keys == {"origin": "JFK"}
+    with pytest.raises(OnlineStoreUnavailableError):
+        look_up(replace(plan, without_store="refuse"), Away(), [EWR_BOS], NOON)
+
+
+def test_a_key_that_many_rows_name_is_read_once(store: PackedStore) -> None:
+    """A batch about one airport costs the store one row."""
+    asked: list[list[int]] = []
+
+    class Watched:
+        def reader(self, reads: Sequence[TableRead], /) -> Watched:
+            self.inner = store.reader(reads)
+            return self
+
+        def read(self, keys: Sequence[Sequence[Any]], /) -> Any:
+            asked.append([len(some) for some in keys])
+            return self.inner.read(keys)
+
+    put(store, timedelta(0))
+    found = look_up(PLAN, Watched(), [EWR_BOS, {**EWR_BOS, "dest": "LAX"}, EWR_BOS], NOON)
+    assert asked == [[1, 2]]
+    assert [looked.values[1] for looked in found] == [50.0] * 3
