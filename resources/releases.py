@@ -291,8 +291,9 @@ class ReleaseStore:
         expected = seen.revision if seen else 0
         with self._locked(model):
             now = self._seen(model, expected)
-            record = next_record(model, self._history(model, now), now, shares, by, why, action)
-            self._mend_history(model, now)
+            history = self._history(model, now)
+            record = next_record(model, history, now, shares, by, why, action)
+            self._mend_history(model, history)
             _publish(self.path(model), record.to_json())
             self._append_history(model, record.change)
             return record
@@ -345,14 +346,14 @@ class ReleaseStore:
         missing = record and (not written or written[-1].revision < record.revision)
         return [*written, record.change] if record and missing else written
 
-    def _mend_history(self, model: str, record: ReleaseRecord | None) -> None:
+    def _mend_history(self, model: str, history: Sequence[Change]) -> None:
         """Cut a half-written last line and add the change that a killed writer did not get to."""
         path = self._history_path(model)
-        if path.exists() and not (text := path.read_bytes()).endswith(b"\n"):
+        text = path.read_bytes() if path.exists() else b""
+        if not text.endswith(b"\n") and text:
             os.truncate(path, text.rfind(b"\n") + 1)
-        lines = path.read_bytes().count(b"\n") if path.exists() else 0
-        if record and len(self._history(model, record)) > lines:
-            self._append_history(model, record.change)
+        if len(history) > text.count(b"\n"):
+            self._append_history(model, history[-1])
 
     def _append_history(self, model: str, change: Change) -> None:
         with self._history_path(model).open("ab") as file:
