@@ -105,6 +105,9 @@ def of_version(traffic: Traffic, version: str) -> Traffic:
 
 def _parts(body: bytes, headers: Headers) -> tuple[dict[str, Any], bytes]:
     """The JSON of a request, and the tensors' bytes behind it."""
+    if (encoding := headers.get(b"content-encoding", b"identity")) != b"identity":
+        problem = f"the body is encoded as {encoding.decode('latin-1')}"
+        raise InvalidRequestError.of(problem, "Send it plain: what would come out is not bounded.", None, 415)
     if (given := headers.get(JSON_LENGTH)) is not None:
         length = int(given) if given.isdigit() else -1
         if not 0 < length <= len(body):

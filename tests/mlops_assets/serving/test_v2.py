@@ -242,6 +242,7 @@ def test_bytes_that_do_not_add_up_are_refused(ask: Any) -> None:
     broken = body[:at] + b"\xff\xff\xff\x7f" + body[at + 4 :]
     assert "carrier: a text ends beyond its tensor" in error(ask(f"{MODEL}/infer", broken, headers=headers), 422)
     assert "content type" in error(ask(f"{MODEL}/infer", b"{}", headers={"Content-Type": "text/plain"}), 415)
+    assert "encoded as gzip" in error(ask(f"{MODEL}/infer", b"{}", headers={"Content-Encoding": "gzip"}), 415)
 
 
 def test_the_front_door_answers_infer_itself(release: Release, log: PredictionLog, tmp_path: Path) -> None:
