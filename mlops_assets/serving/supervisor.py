@@ -1,9 +1,8 @@
-"""A listening socket, the workers that answer on it, and a new worker in the place of one that died.
+"""A port, the workers that answer on it, and a new worker in the place of one that died.
 
 BentoML's own supervisor looks at its workers every ten seconds, and leaves them running when it is killed itself. This
-one is told by the kernel when a worker ends and starts the next at once; the others go on answering, and connections
-that no worker had taken yet wait on the socket, which is everybody's. Nothing heavy is imported, so it takes 15 MB and
-is there in a moment.
+one is told by the kernel when a worker ends and starts the next at once, while the others go on answering. Nothing
+heavy is imported, so it takes 15 MB and is there in a moment.
 
     SIGTERM, SIGINT     no new connections; requests in flight are answered, the log is written, all workers end
     kill -9 of it       the workers notice (their end of a pipe closes) and end in the same way
@@ -34,6 +33,7 @@ SETTLED_SECONDS = 10.0  # one that ended sooner was hardly there: the next has t
 FIRST_WAIT, LONGEST_WAIT = 0.25, 10.0
 TRIES = 3  # starts that fail by themselves in a row, with no worker left, until it is no use
 BACKLOG = 2048
+OWN_SOCKETS = sys.platform == "linux"
 LOGGER = "mlops_assets.serving.supervisor"
 METRICS = "PROMETHEUS_MULTIPROC_DIR"  # where the workers of one server add up what they count
 
@@ -54,11 +54,42 @@ class Worker:
         return self.process is not None
 
 
-class Supervisor:
-    """Keeps so many workers on a socket until it is told to stop; `argv` gets the file descriptors they inherit."""
+class Port:
+    """`host:port`, ours until closed; OSError when somebody else listens there.
 
-    def __init__(self, listening: socket.socket, workers: int, argv: Sequence[str]) -> None:
-        self._listening = listening
+    Where the kernel can share connections out among sockets (Linux), every worker has one of its own, on which it
+    listens once it can answer: with one for all, a worker that wakes first takes every connection of a burst. A killed
+    worker's socket goes with it, so nobody waits there for the next. Elsewhere all of them share one socket.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._address = (host, port)
+        self._held = socket.create_server(self._address, family=self._family, backlog=BACKLOG)
+        if OWN_SOCKETS:  # nobody else was there; one that is bound but does not listen keeps the port
+            self._held.close()
+            self._held = self._bound()
+
+    def for_a_worker(self) -> socket.socket:
+        """A socket to inherit."""
+        return self._bound() if OWN_SOCKETS else self._held.dup()
+
+    def close(self) -> None:
+        self._held.close()
+
+    def _bound(self) -> socket.socket:
+        bound = socket.socket(self._family)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind(self._address)
+        return bound
+
+
+class Supervisor:
+    """Keeps so many workers on a port until it is told to stop; `argv` gets the file descriptors they inherit."""
+
+    def __init__(self, port: Port, workers: int, argv: Sequence[str]) -> None:
+        self._port = port
         self._argv = argv
         self._workers = [Worker(number) for number in range(1, workers + 1)]
         self._lifeline, self._held = os.pipe()  # the held end closes when this process ends, however it ends
@@ -98,9 +129,10 @@ class Supervisor:
                 self._start(worker)
 
     def _start(self, worker: Worker) -> None:
-        inherited = (self._listening.fileno(), self._lifeline)
-        argv = [*self._argv, "--number", str(worker.number), *map(str, inherited)]
-        worker.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=inherited)
+        with self._port.for_a_worker() as bound:
+            inherited = (bound.fileno(), self._lifeline)
+            argv = [*self._argv, "--number", str(worker.number), *map(str, inherited)]
+            worker.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=inherited)
         worker.started = time.monotonic()
 
     def _reap(self) -> None:
@@ -120,7 +152,7 @@ class Supervisor:
             say(f"worker {process.pid} ended ({_why(process.returncode)}); another starts in {wait:g} s")
 
     def _stop(self) -> None:
-        self._listening.close()
+        self._port.close()
         self._kill_at = time.monotonic() + GRACE_SECONDS
         self._signal(signal.SIGTERM)
 
@@ -132,12 +164,6 @@ class Supervisor:
         for worker in self._workers:
             if worker.process:
                 worker.process.send_signal(number)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A socket on `host:port`; OSError when somebody else has it."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
 
 
 def say(what: str) -> None:
@@ -190,14 +216,14 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=1)
     asked = parser.parse_args()
     try:
-        listening = listen(asked.host, asked.port)
+        port = Port(asked.host, asked.port)
     except OSError as error:
         say(f"cannot listen on {asked.host}:{asked.port} ({error}); stop what does, or choose another port")
         return 1
     metrics = os.environ[METRICS] = tempfile.mkdtemp(prefix="endpoint-metrics-")
     argv = [sys.executable, "-m", "mlops_assets.serving.worker"]
     try:
-        return Supervisor(listening, asked.workers, argv).run()
+        return Supervisor(port, asked.workers, argv).run()
     finally:
         shutil.rmtree(metrics, ignore_errors=True)
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,14 @@ import psutil
 import pytest
 
 from mlops_assets.serving.process import WORKERS, WorkersError, serve_command
-from mlops_assets.serving.supervisor import SETTLED_SECONDS
+from mlops_assets.serving.supervisor import OWN_SOCKETS, SETTLED_SECONDS
 
 ANSWER_THE_PID = """
 import os, signal, socket, sys, threading
 from mlops_assets.serving.worker import _end_with
 threading.Thread(target=_end_with, args=(int(sys.argv[-1]),), daemon=True).start()
 listening = socket.socket(fileno=int(sys.argv[-2]))
+listening.listen(100)
 while True:
     connection, _ = listening.accept()
     connection.sendall(str(os.getpid()).encode())
@@ -31,9 +33,9 @@ while True:
 """
 SUPERVISE = """
 import os, sys, tempfile
-from mlops_assets.serving.supervisor import METRICS, Supervisor, listen
+from mlops_assets.serving.supervisor import METRICS, Port, Supervisor
 os.environ[METRICS] = sys.argv[3]
-sys.exit(Supervisor(listen("127.0.0.1", int(sys.argv[1])), 2, [sys.executable, "-c", sys.argv[2]]).run())
+sys.exit(Supervisor(Port("127.0.0.1", int(sys.argv[1])), 2, [sys.executable, "-c", sys.argv[2]]).run())
 """
 
 
@@ -88,10 +90,14 @@ def listening(port: int) -> bool:
         return False
 
 
+def both_answer(port: int) -> None:
+    eventually(lambda: listening(port) and len({ask(port) for _ in range(16)}) == 2)
+
+
 def test_a_killed_worker_is_replaced_at_once(supervised: Any, port: int, tmp_path: Path) -> None:
     """Within a second, and what it said of the present is forgotten; no connection is refused meanwhile."""
     supervisor = supervised(ANSWER_THE_PID)
-    eventually(lambda: listening(port) and len(workers(supervisor)) == 2)
+    both_answer(port)
     before = workers(supervisor)
     killed = min(before)
     gauges = [tmp_path / f"gauge_livesum_{pid}.db" for pid in sorted(before)]
@@ -99,6 +105,7 @@ def test_a_killed_worker_is_replaced_at_once(supervised: Any, port: int, tmp_pat
         gauge.touch()
     began = time.monotonic()
     os.kill(killed, signal.SIGKILL)
+    eventually(lambda: killed not in workers(supervisor))
     while len(workers(supervisor) - {killed}) < 2:
         assert ask(port)
         assert time.monotonic() - began < 2
@@ -109,7 +116,7 @@ def test_a_killed_worker_is_replaced_at_once(supervised: Any, port: int, tmp_pat
 
 def test_a_supervisor_that_is_asked_to_stop_takes_its_workers_along(supervised: Any, port: int) -> None:
     supervisor = supervised(ANSWER_THE_PID)
-    eventually(lambda: listening(port) and len(workers(supervisor)) == 2)
+    both_answer(port)
     left = [psutil.Process(pid) for pid in workers(supervisor)]
     supervisor.terminate()
     assert supervisor.wait(10) == 0
@@ -120,7 +127,7 @@ def test_a_supervisor_that_is_asked_to_stop_takes_its_workers_along(supervised: 
 def test_a_killed_supervisor_leaves_no_worker_behind(supervised: Any, port: int) -> None:
     """Nobody told them; they notice."""
     supervisor = supervised(ANSWER_THE_PID)
-    eventually(lambda: listening(port) and len(workers(supervisor)) == 2)
+    both_answer(port)
     left = [psutil.Process(pid) for pid in workers(supervisor)]
     supervisor.kill()
     assert not psutil.wait_procs(left, timeout=5)[1]
@@ -142,6 +149,18 @@ def test_a_taken_port_is_said_to_be_taken(port: int, home: Path) -> None:
         ran = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30, check=False)
     assert (ran.returncode, ran.stderr.count("\n")) == (1, 1)
     assert f"cannot listen on 127.0.0.1:{port}" in ran.stderr
+
+
+def test_connections_are_shared_out_among_the_workers(supervised: Any, port: int) -> None:
+    """A burst does not go to whoever wakes first: of 64 connections each worker has its part."""
+    supervised(ANSWER_THE_PID)
+    both_answer(port)
+    opened = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(64)]
+    answered = Counter(connection.recv(100) for connection in opened)
+    for connection in opened:
+        connection.close()
+    assert len(answered) == 2
+    assert not OWN_SOCKETS or min(answered.values()) > 10
 
 
 def test_the_environment_says_how_many_workers(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
