@@ -48,7 +48,7 @@ bench: setup  ## side-by-side measurements against peers
 	@$(BIN)/python -m benchmarks
 
 bench-serving: setup  ## only the endpoint, against the servers that people use; needs wrk
-	@$(BIN)/python -m benchmarks serving
+	@$(BIN)/python -m benchmarks serving serving_swaps
 
 clean:  ## delete .venv, caches and the state under .mlops
 	rm -rf .venv .mlops .mypy_cache .ruff_cache .pytest_cache .hypothesis build *.egg-info

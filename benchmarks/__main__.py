@@ -23,6 +23,7 @@ NAMES = (
     "online_store",
     "streaming",
     "serving",
+    "serving_swaps",
 )
 
 

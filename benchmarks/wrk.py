@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -101,6 +103,18 @@ def run(url: str, bodies: Bodies, clients: int, seconds: float) -> Load:
     script.write_text(SCRIPT)
     ran = subprocess.run(command(url, bodies, clients, seconds, script), capture_output=True, text=True, check=True)
     return read(ran.stdout)
+
+
+@contextmanager
+def running(url: str, bodies: Bodies, clients: int, seconds: float) -> Iterator[Callable[[], Load]]:
+    """Ask `url` during the block, `seconds` at most; afterwards the given function tells what wrk saw."""
+    script = bodies.files[0].parent.with_suffix(".lua")
+    script.write_text(SCRIPT)
+    process = subprocess.Popen(command(url, bodies, clients, seconds, script), stdout=subprocess.PIPE, text=True)
+    try:
+        yield lambda: read(process.communicate()[0])
+    finally:
+        process.send_signal(signal.SIGINT)  # wrk ends and says what it saw
 
 
 def read(output: str) -> Load:
