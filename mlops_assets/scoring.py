@@ -210,8 +210,9 @@ class Chunks:
         from filelock import FileLock
 
         place = home() / "work" / "scores" / model / partition
-        place.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(place.with_name(f"{partition}.lock")):
+            place.mkdir(exist_ok=True)
             for other in place.iterdir():
                 if other.name != key:
                     shutil.rmtree(other)

@@ -109,7 +109,8 @@ class Platform:
     def catalog(self) -> Any:
         from mlops_assets.catalog import Catalog, gather_python
 
-        return Catalog.of([*gather_python().tables.values(), self.model])
+        declared = gather_python()
+        return Catalog.of([*declared.tables.values(), *declared.on_demand.values(), self.model])
 
     @cached_property
     def defs(self) -> dg.Definitions:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import polars as pl
@@ -206,6 +209,30 @@ def test_chunks_under_another_key_are_deleted_unread(home: Path) -> None:
         raise KeyError
     with Chunks.of("test/late", "2024-01-01", "new") as chunks:
         assert not chunks.finished and not (chunks.directory.parent / "old").exists()
+
+
+def test_two_writers_of_one_partition_take_turns(home: Path) -> None:
+    """The second begins when the first has published; it finds no chunks of it, and deletes none under its hands."""
+    order: list[str] = []
+    began = Event()
+
+    def first() -> None:
+        with Chunks.of("test/late", "2024-01-01", "k") as chunks:
+            began.set()
+            time.sleep(0.2)
+            chunks.keep(scores(0, 5))
+            order.append("first")
+
+    def second() -> None:
+        began.wait(5)
+        with Chunks.of("test/late", "2024-01-01", "k") as chunks:
+            order.append("second")
+            assert not chunks.finished
+
+    with ThreadPoolExecutor(2) as pool:
+        for done in [pool.submit(first), pool.submit(second)]:
+            done.result()
+    assert order == ["first", "second"]
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

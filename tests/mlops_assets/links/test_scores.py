@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,32 @@ def test_a_score_is_what_the_endpoint_answers(platform: Platform) -> None:
         assert answer["prediction"] == pytest.approx(row["prediction"], abs=1e-9)
         assert (answer["likely_late"], answer["risk"]) == (row["likely_late"], row["risk"])
         assert (answer["release"], answer["version"]) == (row["release"], row["version"])
+
+
+def test_computed_features_are_those_of_the_release(platform: Platform) -> None:
+    """Another trainer, features on demand, small chunks: still what the endpoint answers for the same inputs."""
+    from mlops_assets import Gate, TimeSplit
+    from mlops_assets.catalog import gather
+
+    day = timedelta(days=1)
+    model = gather().model("flights/departure_delay")
+    assert model.on_demand
+    declared = model.with_(split=TimeSplit(5 * day, 3 * day), gate=Gate("mae", at_most=100))
+    other = replace(platform, model=declared)
+    for ran in (other.train(), other.run("scores", partition=DAY, config={"rows": 50})):
+        assert ran.ok, ran.trouble
+    lake = other.resources["lake"]
+    frames = {name: lake.scan(_key(view)) for name, view in stored_views(other.model).items()}
+    joined = point_in_time_rows(other.model, lake.scan("flights/arrivals", [DAY]), frames).to_dicts()
+    given = [
+        {"flight_id": row["flight_id"], "features": {name: row[name] for name in other.model.inputs}} for row in joined
+    ]
+    with other.endpoint() as endpoint:
+        answers = endpoint.ask(given, datetime.fromisoformat(f"{DAY}T12:00:00+00:00"))
+    rows = lake.scan("flights/departure_delay/scores", [DAY]).collect()
+    said = dict(rows.select("flight_id", "prediction").iter_rows())
+    assert len(answers) == rows.height > 500
+    assert all(answer["prediction"] == pytest.approx(said[answer["request_id"]], abs=1e-9) for answer in answers)
 
 
 def _key(view: Any) -> Any:
