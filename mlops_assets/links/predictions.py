@@ -5,7 +5,7 @@ The reports and the receipts read it. No answer may be lost on the way without t
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mlops_assets.serving.prediction_log import PredictionLog
 
 LINK = "predictions"
+KEPT_AT_HAND = timedelta(days=7)  # logs not written to for so long are compressed
 SUMMED = ("prediction", "latency_ms", "version", "fallbacks")
 ANSWER: Mapping[str, Field] = {
     "request_id": String("The event's own id where the caller gave it"),
@@ -80,6 +81,7 @@ def predictions_asset(model: ModelPipeline) -> dg.AssetsDefinition:
                 "dagster/row_count": rows.height,
                 "path": dg.MetadataValue.path(str(path)),
                 "bytes": path.stat().st_size,
+                "logs_put_away": log.put_away(model.id, datetime.now(UTC) - KEPT_AT_HAND),
                 **summary(rows),
                 **fallbacks.numbers(shares),
             },

@@ -6,17 +6,21 @@ missing from its file.
 
 from __future__ import annotations
 
+import gzip
 import mmap
+import os
+import shutil
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     import polars as pl
 
 CHUNK_BYTES = 64 * 1024 * 1024  # about 90,000 answers
 NEAR_BYTES = 64 * 1024
+PUT_AWAY = ".gz"  # a file that is not written to any more takes an eighth of the room
 TIMES, TIME = ("at", "logged_at"), "%Y-%m-%dT%H:%M:%S%.f%:z"
 TEXTS = ("event_times", "fallbacks", "outputs")  # JSON of any shape
 
@@ -39,13 +43,32 @@ def columns() -> dict[str, pl.DataType]:
 
 def chunks(path: Path, start: int = 0) -> Iterator[bytes]:
     """The whole lines of a file from `start`, which a line begins at, some megabytes at a time."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         file.seek(start)
         rest = b""
         while read := file.read(CHUNK_BYTES):
             whole, found, rest = (rest + read).rpartition(b"\n")
             if found:
                 yield whole + found
+
+
+def _opened(path: Path) -> BinaryIO:
+    return gzip.open(path) if path.suffix == PUT_AWAY else path.open("rb")  # type: ignore[return-value]
+
+
+def put_away(path: Path) -> None:
+    """The file compressed, in its place; whoever reads the log reads on. A kill leaves both or one, whole."""
+    told, target = path.stat(), path.with_name(path.name + PUT_AWAY)
+    beside = target.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        with path.open("rb") as whole, gzip.open(beside, "wb", compresslevel=6) as small:
+            shutil.copyfileobj(whole, small)
+        os.utime(beside, ns=(told.st_atime_ns, told.st_mtime_ns))
+        if path.stat().st_mtime_ns == told.st_mtime_ns:  # else somebody still writes to it
+            os.replace(beside, target)
+            path.unlink()
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def answers(lines: bytes, types: Mapping[str, pl.DataType] | None = None) -> pl.DataFrame:
@@ -71,6 +94,8 @@ def numbers(lines: bytes) -> pl.DataFrame:
 
 def start_of(path: Path, moment: float) -> int:
     """Where to begin for the lines written down at or after a moment (of Unix): a little before the first of them."""
+    if path.suffix == PUT_AWAY:
+        return 0
     low, high = 0, path.stat().st_size
     with path.open("rb") as file:
         while high - low > NEAR_BYTES:
@@ -86,20 +111,28 @@ def start_of(path: Path, moment: float) -> int:
 
 
 def lines_with(path: Path, request_id: str) -> Iterator[dict[str, Any]]:
-    """The lines of one request, found by their bytes: a gigabyte takes about a second."""
+    """The lines of one request, found by their bytes before any is read as JSON."""
+    if path.suffix == PUT_AWAY:
+        for lines in chunks(path):
+            yield from _with(lines, request_id)
+    elif path.stat().st_size:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            yield from _with(content, request_id)
+
+
+def _with(content: bytes | mmap.mmap, request_id: str) -> Iterator[dict[str, Any]]:
     import orjson
 
     needle = b'"request_id":' + orjson.dumps(request_id)
-    if not path.stat().st_size:
-        return
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        at = content.find(needle)
-        while at >= 0:
-            begin, end = content.rfind(b"\n", 0, at) + 1, content.find(b"\n", at)
-            line = _line(content[begin:end]) if end >= 0 else None
-            if line and line.get("request_id") == request_id:  # it may stand in an input as well
-                yield line
-            at = content.find(needle, end) if end >= 0 else -1
+    at = content.find(needle)
+    while at >= 0:
+        begin, end = content.rfind(b"\n", 0, at) + 1, content.find(b"\n", at)
+        if end < 0:  # half-written
+            return
+        line = _line(content[begin:end])
+        if line and line.get("request_id") == request_id:  # it may stand in an input as well
+            yield line
+        at = content.find(needle, end)
 
 
 def _as_told(lines: bytes, types: Mapping[str, pl.DataType]) -> pl.DataFrame | None:

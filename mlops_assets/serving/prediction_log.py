@@ -2,6 +2,7 @@
 
     <root>/<team>/<model>/<day>/<pid>-<start>.jsonl           one line an answer, one file a serving process and day
     <root>/<team>/<model>/<day>/<pid>-<start>.shadow.jsonl    what a shadow would have answered; read when asked for
+    ... .jsonl.gz                                             the same, put away when it was not written to for a week
 
 The day is the UTC day asked about (`at`), so that a day is read without the others. `seq` counts the lines of a file
 without gaps: a missing one is a lost answer, and a reader can say so. Answers that found the queue full, or the disk,
@@ -14,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Gaps", "NoLog", "PredictionLog", "PredictionWriter"]
 
 CLOCK_SECONDS = 60.0  # how far the clock of a file system, or one set right, may be behind the writer's
+SUFFIXES = (".jsonl", f".jsonl{prediction_lines.PUT_AWAY}")
 DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
 
 
@@ -100,8 +103,9 @@ class PredictionLog:
         for path in self.files(model, day, shadow=shadow):
             for lines in prediction_lines.chunks(path):
                 found = prediction_lines.numbers(lines)
-                seen.setdefault(str(path.relative_to(self._root / model)), []).append(found["seq"].to_numpy())
-                dropped[path.name] += int(found["dropped"].sum())
+                name = str(path.relative_to(self._root / model)).removesuffix(prediction_lines.PUT_AWAY)
+                seen.setdefault(name, []).append(found["seq"].to_numpy())
+                dropped[name] += int(found["dropped"].sum())
         missing = {name: _holes(np.concatenate(numbers)) for name, numbers in seen.items()}
         return Gaps({name: numbers for name, numbers in missing.items() if numbers}, dropped.total())
 
@@ -117,16 +121,27 @@ class PredictionLog:
             for line in prediction_lines.lines_with(path, request_id)
         ]
 
+    def put_away(self, model: str, before: datetime) -> int:
+        """Compress the files that nobody wrote to since; how many they were."""
+        old = [
+            path
+            for path in [*self.files(model), *self.files(model, shadow=True)]
+            if path.suffix != prediction_lines.PUT_AWAY and path.stat().st_mtime < before.timestamp()
+        ]
+        for path in old:
+            prediction_lines.put_away(path)
+        return len(old)
+
     def models(self) -> list[str]:
         """The models that answered, sorted."""
         return sorted({"/".join(path.parts[-4:-2]) for path in self.files("*/*")})
 
     def files(self, model: str, day: date | None = None, *, shadow: bool = False) -> list[Path]:
         """The files of a model, by day and writer."""
-        found = self._root.glob(f"{model}/{day.isoformat() if day else DAY}/*.jsonl")
-        return sorted(
-            (path for path in found if path.name.endswith(SHADOW) is shadow), key=lambda path: path.parts[-2:]
-        )
+        pattern = f"{model}/{day.isoformat() if day else DAY}"
+        found = chain.from_iterable(self._root.glob(f"{pattern}/*{name}") for name in SUFFIXES)
+        wanted = (path for path in found if (SHADOW in path.name) is shadow)
+        return sorted(wanted, key=lambda path: path.parts[-2:])
 
     @property
     def _root(self) -> Path:

@@ -52,7 +52,6 @@ class _Spool:
     path: Path
     writer: str
     seq: int = 0
-    size: int = 0
     dropped: int = 0
 
 
@@ -110,22 +109,21 @@ class PredictionWriter:
 
     def _append(self, spool: _Spool, some: list[Answers]) -> None:
         """Lines for the answers, and for how many were dropped. What cannot be written must not end the log."""
-        rows = sum(len(answers.predictions) for answers in some)
+        rows, size = sum(len(answers.predictions) for answers in some), 0
         try:
             spool.path.parent.mkdir(parents=True, exist_ok=True)
             with spool.path.open("ab") as file:
-                count = 0
+                count, size = 0, file.tell()
                 for count, line in enumerate(_lines(spool, some), 1):  # noqa: B007  # counted for after the loop
                     file.write(line)
         except (OSError, LookupError, TypeError, ValueError) as error:  # a full disk, or answers that are not whole
             logger.warning("%d answers are not in %s: %s", rows, spool.path, error)
             if spool.path.exists():
-                os.truncate(spool.path, spool.size)  # what was half-written
+                os.truncate(spool.path, size)  # what was half-written
             spool.dropped += rows
         else:
             spool.seq += count
             spool.dropped = 0
-            spool.size = spool.path.stat().st_size
         with self._lock:
             self._rows -= rows
 

@@ -308,6 +308,28 @@ def test_answers_that_are_not_whole_end_nothing(log: PredictionLog) -> None:
     assert log.gaps(MODEL, DAY).missing == {}
 
 
+def test_a_log_put_away_reads_as_before(log: PredictionLog) -> None:
+    """Compressed, with its shadow's: the same rows, gaps and finds, and one that is still written to stays open."""
+    shadow = Variant("flights_late_arrival:dark", "8", 0, "shadow")
+    written(log, answered(*map(str, range(300))), answered("dark", variant=shadow))
+    old, moment = log.read(MODEL, DAY), datetime.now(UTC)
+    lines = log.find("17")
+    hour_ago = (moment - timedelta(hours=1)).timestamp()
+    size = sum(path.stat().st_size for path in log.files(MODEL))
+    for path in [*log.files(MODEL), *log.files(MODEL, shadow=True)]:
+        os.utime(path, (hour_ago, hour_ago))
+    written(log, answered("now"))
+    assert log.put_away(MODEL, moment - timedelta(minutes=1)) == 2
+    assert log.put_away(MODEL, moment - timedelta(minutes=1)) == 0
+    assert log.read(MODEL, DAY).filter(pl.col("request_id") != "now").equals(old)
+    assert log.gaps(MODEL).missing == {}
+    assert log.find("17") == lines
+    assert len(log.find("dark", shadow=True)) == len(log.find("now")) == 1
+    assert log.since(MODEL, moment)["request_id"].to_list() == ["now"]
+    assert sorted(path.suffix for path in log.files(MODEL)) == [".gz", ".jsonl"]
+    assert sum(path.stat().st_size for path in log.files(MODEL)) < size / 5
+
+
 def test_what_was_written_since_a_moment_needs_no_older_file(log: PredictionLog, tmp_path: Path) -> None:
     """The rollout asks every half minute: a file that nobody wrote to since is not opened, and no answer is missed."""
     written(log, answered("old"))
