@@ -40,7 +40,7 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1 || moved; then
 fi
 [ -x .venv/bin/uv ] || .venv/bin/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
 
-echo "Installing into .venv (about 3.6 GB; a minute or two)"
+echo "Installing into .venv (about 3.8 GB; a minute or two)"
 # uv does not read pip's PIP_FIND_LINKS; a wheel found there (a CPU build of torch) wins over the index.
 UV_FIND_LINKS=$(printf %s "${PIP_FIND_LINKS:-}" | tr ' ' ',')
 export UV_FIND_LINKS
