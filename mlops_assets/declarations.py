@@ -438,8 +438,11 @@ class PostProcessing(_Computed):
             raise DeclarationError.of(self.title, "schema", dict(self.schema), allowed, "Name its columns and types.")
 
     def expressions(self) -> dict[str, pl.Expr]:
-        """One expression per column of the schema, cast to its declared type."""
-        return _expressions(self.title, self.compute, self.inputs, self.schema)
+        """One expression per column of the schema, of its declared type; a value that has no place in it is null.
+
+        Strictness would fail a request of many rows for what one of them has.
+        """
+        return _expressions(self.title, self.compute, self.inputs, self.schema, strict=False)
 
     def reads(self, model: ModelPipeline) -> dict[str, Field]:
         """What it reads of a model, by name. Raises DeclarationError where it does not fit the model."""
@@ -496,7 +499,7 @@ class Labels(_Table):
 
 
 def _expressions(
-    title: str, compute: Callable[..., Any], inputs: Sequence[str], schema: Mapping[str, Field]
+    title: str, compute: Callable[..., Any], inputs: Sequence[str], schema: Mapping[str, Field], *, strict: bool = True
 ) -> dict[str, pl.Expr]:
     """What a function of columns makes: one expression for each column of its schema, of its type, by its name."""
     import polars as pl
@@ -507,7 +510,7 @@ def _expressions(
         raise DeclarationError.of(
             title, "function", sorted(made), ", ".join(schema), "Return one expression for each column."
         )
-    return {name: made[name].cast(field.polars).alias(name) for name, field in schema.items()}
+    return {name: made[name].cast(field.polars, strict=strict).alias(name) for name, field in schema.items()}
 
 
 def _table(kind: type[Any], options: dict[str, Any]) -> Callable[[Callable[..., Any]], Any]:

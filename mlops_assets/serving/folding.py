@@ -173,7 +173,7 @@ def _binary(content: Mapping[str, Any], fields: Mapping[str, Field]) -> Typed:
     if operator in _COMPARISONS and dtype:
         return "Bool", [_COMPARISONS[operator], one, other]
     if operator == "TrueDivide" and dtype == "Float64" and other[0] == "value" and other[1]:
-        return "Float64", ["*", one, ["value", 1 / other[1]]]  # what Polars makes of it, to the last bit
+        return "Float64", ["*", one, ["value", 1 / other[1]]]  # what Polars makes of it for many rows
     if operator in _ARITHMETIC and dtype == "Float64":
         return "Float64", [_ARITHMETIC[operator], one, other]
     raise _CannotFoldError(operator)

@@ -185,3 +185,9 @@ def test_whole_numbers_and_texts_come_out_as_declared() -> None:
     )
     post = Postprocess.of(model)
     assert post and post.outputs([[]], [], [0.37]) == {"band": [3], "name": ["p3"]}
+
+
+def test_a_value_that_fits_no_type_is_null_and_fails_no_other_row() -> None:
+    """Infinity is no whole number: that row's output is missing, its neighbours' are there."""
+    post = Postprocess.of(declared(schema={"odds": Int64}, compute=computing(lambda p: p / (1 - p))))
+    assert post and post.outputs([[]] * 3, [], [0.5, 1.0, 0.9]) == {"odds": [1, None, 9]}
