@@ -16,7 +16,7 @@ from mlops_assets.links.candidate import candidate_asset
 from mlops_assets.links.champion import champion_asset
 from mlops_assets.links.endpoint import endpoint_asset
 from mlops_assets.links.online import online_asset
-from mlops_assets.links.predictions import predictions_asset
+from mlops_assets.links.predictions import late_answers, predictions_asset
 from mlops_assets.links.scores import scores_asset
 from mlops_assets.links.snapshot import snapshot_asset
 from mlops_assets.links.table import table_asset
@@ -55,7 +55,8 @@ def model_definitions(model: ModelPipeline) -> dg.Definitions:
         description=f"Train {model.title} as of a cutoff and release it if it passes its gate.",
         tags={"team": model.team, "model": model.name},
     )
-    return dg.Definitions(assets=model_assets(model), jobs=[job], sensors=[_retraining(model, job), rollout(model)])
+    sensors = [_retraining(model, job), rollout(model), late_answers(model)]
+    return dg.Definitions(assets=model_assets(model), jobs=[job], sensors=sensors)
 
 
 def _retraining(model: ModelPipeline, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:

@@ -6,6 +6,7 @@ The reports and the receipts read it. No answer may be lost on the way without t
 import hashlib
 from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime, timedelta
+from time import time
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -17,8 +18,10 @@ from mlops_assets.fields import Field, Float64, Int64, String, UnixTimestamp
 from mlops_assets.links import spec
 from mlops_assets.links.online import online_key
 from mlops_assets.links.training_set import stored_views
+from resources.environment import resources_for
 from resources.lake import Lake
 from resources.lake_writer import row_groups
+from sensors.late_answers import late_answers_sensor
 
 if TYPE_CHECKING:
     import polars as pl
@@ -118,6 +121,26 @@ def _each_once(model: ModelPipeline, lake: Lake, log: "PredictionLog", day: str)
     if lake.exists(key, day):
         for rows in lake.scan(key, [day]).collect_batches(maintain_order=True):
             yield logged(model, seen.fresh(rows))
+
+
+def late_answers(model: ModelPipeline) -> dg.SensorDefinition:
+    """The sensor that publishes a day again when its log has grown since."""
+    key = spec.link_key(model, LINK)
+    return late_answers_sensor(
+        model.id, key, lambda: _written(model.id), lambda day: _published(resources_for()["lake"], key, day), time
+    )
+
+
+def _written(model: str) -> dict[str, float]:
+    """By day, when its log was last written to; one that was put away has had its time."""
+    from mlops_assets.serving.prediction_log import PredictionLog
+
+    moments = [(path.parent.name, path.stat().st_mtime) for path in PredictionLog().open_files(model)]
+    return dict(sorted(moments))
+
+
+def _published(lake: Lake, key: dg.AssetKey, day: str) -> float | None:
+    return float(lake.path(key, day).stat().st_mtime) if lake.exists(key, day) else None
 
 
 class _Seen:

@@ -121,13 +121,14 @@ class PredictionLog:
             for line in prediction_lines.lines_with(path, request_id)
         ]
 
+    def open_files(self, model: str, *, shadow: bool = False) -> list[Path]:
+        """Those that may still be written to."""
+        return [path for path in self.files(model, shadow=shadow) if path.suffix != prediction_lines.PUT_AWAY]
+
     def put_away(self, model: str, before: datetime) -> int:
         """Compress the files that nobody wrote to since; how many they were."""
-        old = [
-            path
-            for path in [*self.files(model), *self.files(model, shadow=True)]
-            if path.suffix != prediction_lines.PUT_AWAY and path.stat().st_mtime < before.timestamp()
-        ]
+        files = [*self.open_files(model), *self.open_files(model, shadow=True)]
+        old = [path for path in files if path.stat().st_mtime < before.timestamp()]
         for path in old:
             prediction_lines.put_away(path)
         return len(old)

@@ -291,13 +291,13 @@ def test_what_must_not_go_on_is_blocking(key: str):
 
 
 def test_jobs_and_sensors_are_named_for_their_team_and_described():
-    """One job fills a team's tables, one trains each model; two sensors a model, and two of the platform's."""
+    """One job fills a team's tables, one trains each model; three sensors a model, and two of the platform's."""
     repository = defs.get_repository_def()
     names = {model.id.replace("/", "__") for model in catalog.models.values()}
     jobs = {job.name: job for job in repository.get_all_jobs() if not job.name.startswith("__")}
     assert jobs.keys() == {"flights__tables", *(f"{name}__train" for name in names)}
     sensors = {sensor.name: sensor for sensor in repository.sensor_defs}
-    of_models = {f"{name}__{verb}" for name in names for verb in ("retrain", "rollout")}
+    of_models = {f"{name}__{verb}" for name in names for verb in ("retrain", "rollout", "late_answers")}
     assert sensors.keys() == {"automation", "run_failure", *of_models}
     assert [item.name for item in (*jobs.values(), *sensors.values()) if not item.description] == []
     assert {sensor.default_status for sensor in sensors.values()} == {dg.DefaultSensorStatus.RUNNING}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from subprocess import PIPE, Popen, run
-from time import sleep
+from time import sleep, time
 from typing import TYPE_CHECKING, Any
 
 import polars as pl
@@ -15,11 +16,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlops_assets.links.predictions import columns, logged, publish
+from mlops_assets.links.spec import link_key
 from mlops_assets.serving import prediction_lines
 from mlops_assets.serving.answers import Answers, Question, RowInputs
 from mlops_assets.serving.prediction_log import PredictionLog
 from resources.lake import Lake
 from resources.lake_writer import row_groups
+from sensors.late_answers import SAME_SECONDS
 
 if TYPE_CHECKING:
     from conftest import Platform
@@ -196,3 +199,25 @@ def test_a_publication_that_breaks_off_leaves_the_old_table(tmp_path: Path) -> N
         raise RuntimeError("half way")
     assert lake.scan("a/b").collect()["x"].to_list() == ["old"]
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["p.parquet"]
+
+
+def test_a_day_is_asked_for_again_when_answers_come_late(platform: Platform, table: Any) -> None:
+    """Once for each time that its log grew and was left alone since; a day never published is nobody's business."""
+    path = write(answers(platform, 1))
+    assert platform.tick("late_answers").skip_reason is not None
+    table()
+    later = time() + 10 * SAME_SECONDS
+    write(answers(platform, 2))
+    os.utime(path, (later, later))
+    assert not platform.tick("late_answers").run_requests, "it may still be written to"
+    published = platform.resources["lake"].path(TABLE, DAY)
+    long_ago, since = time() - 20 * SAME_SECONDS, time() - 10 * SAME_SECONDS
+    os.utime(published, (long_ago, long_ago))
+    for file in PredictionLog().files(platform.model.id):
+        os.utime(file, (since, since))
+    requests = [request for _ in range(2) for request in platform.tick("late_answers").run_requests]
+    assert {request.partition_key for request in requests} == {DAY}
+    assert len({request.run_key for request in requests}) == 1, "Dagster runs it once"
+    assert requests[0].asset_selection == [link_key(platform.model, "predictions")]
+    table()
+    assert not platform.tick("late_answers").run_requests
