@@ -64,7 +64,7 @@ def evidence(record: ReleaseRecord) -> Mapping[str, VariantEvidence]:
     """
     from mlops_assets.serving.prediction_log import PredictionLog
 
-    answers = PredictionLog().since(record.model, datetime.fromisoformat(record.began))
+    answers = PredictionLog().since(record.model, datetime.fromisoformat(record.began), types={})
     return {variant.role: _evidence(answers, variant.release) for variant in record.answering}
 
 
