@@ -44,7 +44,7 @@ def touched_by(table: Table, partition: str, records: Records) -> Document:
         (model, read[table.id]) for model in records.catalog.models.values() if table.id in (read := read_tables(model))
     ]
     told["models"] = [_of_model(model, read, partition, records) for model, read in models]
-    return told | {"not_found": list(records.problems)}
+    return told | {"remarks": list(records.problems)}
 
 
 def feeds(table: Table, partition: str, records: Records) -> dict[str, list[str]]:
@@ -130,6 +130,9 @@ def _answers(model: ModelPipeline, table: FeatureView | Labels, partition: str, 
     import polars as pl
 
     if isinstance(table, Labels):  # an answer is given before its label is known
+        return []
+    if table in [item.view.stand_in for item in model.selections]:
+        records.tell(f"the prediction log: which row of {table.id} stood in for a missing one is not logged")
         return []
     days = [
         rows

@@ -26,7 +26,7 @@ def show_receipt(receipt: Document) -> None:
         rows = [(name, *_row(views.get(name), unused.get(name)), _span(made_of.get(name, {}))) for name in names]
         print_table("Rows it was made of", columns, rows)
     print_table("Values it was made of", ["input", "value"], request["inputs"].items())
-    _show_not_found(receipt["not_found"])
+    _show_remarks(receipt["remarks"])
 
 
 def _chain(receipt: Document) -> Iterator[tuple[str, str]]:
@@ -113,7 +113,7 @@ def show_touched(touched: Document) -> None:
             for one in model["answers"]
         ],
     )
-    _show_not_found(touched["not_found"])
+    _show_remarks(touched["remarks"])
 
 
 def _trained(model: Mapping[str, Any]) -> Iterator[tuple[Any, ...]]:
@@ -127,6 +127,6 @@ def _some(one: Mapping[str, Any]) -> str:
     return ", ".join(ids) + (" ..." if one["answers"] > len(ids) else "")
 
 
-def _show_not_found(problems: Sequence[str]) -> None:
+def _show_remarks(problems: Sequence[str]) -> None:
     for problem in problems:
-        typer.secho(f"Not found: {problem}", fg="yellow", err=True)
+        typer.secho(f"Note: {problem}", fg="yellow", err=True)

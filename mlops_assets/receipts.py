@@ -54,7 +54,7 @@ def _receipt(answer: Document, records: Records) -> Document:
         "model": {"model": model, **candidate},
         "training_set": _training_set(model, candidate, records),
         "views": list(_views(answer, answered, records)),
-        "not_found": list(records.problems),
+        "remarks": list(records.problems),
     }
 
 
@@ -79,6 +79,8 @@ def _training_set(model: str, candidate: Mapping[str, Any], records: Records) ->
 
 def _views(answer: Document, answered: datetime, records: Records) -> Iterator[Document]:
     """The row of each view that the answer used: its partition, and the run that published that."""
+    if cold := [one["view"] for one in answer["fallbacks"] if one["used"] == "cold start"]:
+        records.tell(f"the prediction log: the rows of the cold starts used for {', '.join(cold)} are not logged")
     for view, moment in used_by(answer).items():
         told: Document = {"view": view, "event_time": moment.isoformat()}
         table = records.catalog.tables.get(view)

@@ -186,13 +186,13 @@ def test_a_receipt_is_given_whatever_is_down(story: Story, away: str, tmp_path: 
     if away == "Bentos":
         assert receipt["bento"]["path"] is None
         assert receipt["model"]["cutoff"] == CUTOFF
-        assert any(problem.startswith("the Bento") for problem in receipt["not_found"])
+        assert any(problem.startswith("the Bento") for problem in receipt["remarks"])
     if away == "history":
         assert receipt["release"] == {}
-        assert any(problem.startswith("the release history") for problem in receipt["not_found"])
+        assert any(problem.startswith("the release history") for problem in receipt["remarks"])
     if away == "all":
         assert receipt["training_set"] == {}
-        assert any("MLflow at http://127.0.0.1:9 did not answer" in problem for problem in receipt["not_found"])
+        assert any("MLflow at http://127.0.0.1:9 did not answer" in problem for problem in receipt["remarks"])
     assert [view["partition"] for view in receipt["views"]] == [view["partition"] for view in whole["views"]]
 
 
@@ -235,6 +235,16 @@ def test_what_is_not_known_is_said_with_what_is(story: Story) -> None:
         touched_by(story.tables["flights/weather_hourly"], "yesterday", story.records())
 
 
+def test_what_stood_in_is_said_not_to_be_logged(story: Story) -> None:
+    """A stand-in's rows are traced into training sets; of an answer, only that one was used."""
+    name = "flights/aircraft_use_cold_start"
+    touched = touched_by(story.tables[name], "2013-06-20", story.records())
+    (model,) = [one for one in touched["models"] if one["model"] == story.platform.model.id]
+    assert model["training_sets"]
+    assert model["answers"] == []
+    assert any(f"which row of {name}" in remark for remark in touched["remarks"])
+
+
 def test_a_source_says_which_tables_it_feeds(story: Story) -> None:
     """Through a rolling window one day reaches many; only those that are published are named."""
     sources = story.platform.catalog.tables
@@ -274,5 +284,5 @@ def test_dagster_that_breaks_is_one_line(story: Story, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(dg.DagsterInstance, "fetch_materializations", refuse)
     receipt = story.receipt(request_id)
-    assert receipt["not_found"] == ["Dagster's events: the storage is away"]
+    assert receipt["remarks"] == ["Dagster's events: the storage is away"]
     assert receipt["model"]["mlflow_run_id"]
