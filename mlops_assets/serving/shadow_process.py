@@ -14,26 +14,24 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from mlops_assets.serving.shadow import READY
-from mlops_assets.serving.told import Told
-
 if TYPE_CHECKING:
     from mlops_assets.serving.bundle import Release
     from mlops_assets.serving.plan import Store
     from mlops_assets.serving.prediction_log import PredictionWriter
+    from mlops_assets.serving.told import Told
     from resources.release_record import Variant
 
-LOWEST = 19
+LOWEST = 19  # before anything heavy is imported: that alone would take a processor for a second
 COMPLAINTS = 20  # of questions that it cannot answer: they are alike
 logger = logging.getLogger(__name__)
 
 
 def main() -> None:
     """`MODEL RELEASE VERSION BUNDLE`."""
-    model, tag, version, bundle = sys.argv[1:]
+    os.nice(LOWEST)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    os.nice(LOWEST)
+    model, tag, version, bundle = sys.argv[1:]
     output = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no word of ours
     said, release = _loaded(Path(bundle), model)
@@ -44,6 +42,7 @@ def main() -> None:
 
 def _loaded(bundle: Path, model: str) -> tuple[str, Release | None]:
     from mlops_assets.serving.bundle import Release
+    from mlops_assets.serving.shadow import READY
 
     try:
         return READY, Release.load(bundle, model)
@@ -54,6 +53,7 @@ def _loaded(bundle: Path, model: str) -> tuple[str, Release | None]:
 def _answer_all(release: Release, tag: str, version: str) -> None:
     from mlops_assets.serving.guarded_store import GuardedStore
     from mlops_assets.serving.prediction_log import PredictionLog
+    from mlops_assets.serving.told import Told
     from resources.online.packed_store import online_store_url
     from resources.release_record import Variant
 
