@@ -259,7 +259,7 @@ def test_batch_scores_equal_the_online_answers(story: Story) -> None:
     logged = scan("flights/late_arrival/predictions", [str(BUSY)]).select(flight_id="request_id", online="prediction")
     both = scan("flights/late_arrival/scores", [str(BUSY)]).join(logged, on="flight_id").collect()
     assert both.height > 150 and set(both["version"]) == {"1"}
-    assert (both["prediction"] - both["online"]).abs().max() < 1e-6
+    assert (both["prediction"] - both["online"]).abs().max() < 1e-9
 
 
 def test_cancelled_flights_are_kept_and_never_taken_for_punctual(story: Story) -> None:

@@ -89,8 +89,11 @@ class Serving:
         return cls(OneRelease(Release.load(bundle), tag, version), store, log)
 
     def close(self) -> None:
+        """Answer no more: what is queued is written, and no thread is left."""
         self.releases.close()
         self.log.close()
+        if isinstance(self.store, GuardedStore):  # its thread looks for the store; another's store is theirs to close
+            self.store.close()
 
     def state(self, model: str) -> Served:
         """How a model is served; 404 for one that is unknown."""
