@@ -37,7 +37,7 @@ def touched_by(table: Table, partition: str, records: Records) -> Document:
     A source is read by no model: what used its rows is what used those that it feeds. Raises UnknownPartitionError.
     """
     _check(table, partition, records)
-    records.problems.clear()
+    records = records.anew()
     told: Document = {"table": table.id, "partition": partition}
     told["feeds"] = records.ask("the asset graph", feeds, table, partition, records) or {}
     models = [

@@ -43,7 +43,7 @@ def receipts(request_id: str, records: Records, model: str | None = None) -> lis
 
 
 def _receipt(answer: Document, records: Records) -> Document:
-    records.problems.clear()
+    records = records.anew()
     model, version, answered = answer["model"], answer["version"], datetime.fromisoformat(answer["logged_at"])
     manifest = records.manifest(answer["release"])
     candidate = records.candidate(model, version, manifest)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -49,6 +49,10 @@ class Records:
         except Exception as problem:  # noqa: BLE001  # whatever is wrong with one store, the others are still asked
             self.tell(f"{what}: {' '.join(str(problem).split()) or type(problem).__name__}")
             return None
+
+    def anew(self) -> Records:
+        """For the next question: with no other problems than those known now."""
+        return replace(self, problems=list(self.problems))
 
     def tell(self, problem: str) -> None:
         if problem not in self.problems:

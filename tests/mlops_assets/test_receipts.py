@@ -286,3 +286,19 @@ def test_dagster_that_breaks_is_one_line(story: Story, monkeypatch: pytest.Monke
     receipt = story.receipt(request_id)
     assert receipt["remarks"] == ["Dagster's events: the storage is away"]
     assert receipt["model"]["mlflow_run_id"]
+
+
+def test_a_dagster_that_cannot_be_opened_costs_its_part_alone(story: Story, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its database does not answer: the command ends well, and says so."""
+
+    def refuse() -> None:
+        raise ConnectionError("no answer from db:5432")
+
+    monkeypatch.setattr(dg.DagsterInstance, "get", refuse)
+    request_id = next(iter(story.answers))
+    result = CliRunner().invoke(app, ["explain", request_id, "--json"], catch_exceptions=False)
+    (document,) = json.loads(result.stdout)
+    assert (result.exit_code, document["remarks"]) == (0, ["Dagster: no answer from db:5432"])
+    assert document["training_set"]["made_of"]
+    result = CliRunner().invoke(app, ["explain", request_id], catch_exceptions=False)
+    assert "Note: Dagster: no answer from db:5432" in result.stderr
