@@ -23,6 +23,7 @@ from mlops_assets.serving.told import Told
 from resources.release_record import Variant
 
 QUEUE_ROWS = 20_000  # two of the largest requests; about 20 MB at worst
+QUEUE_QUESTIONS = 2_000  # more objects, and the garbage collector would stop every answer for milliseconds
 SEND_SECONDS = 0.05
 SLICE_ROWS = 64  # about 0.1 ms of the interpreter that answers too
 ASIDE_SECONDS = 0.0002
@@ -64,7 +65,7 @@ class Shadow:
         """Pass on a question, and the names of the inputs of the release that was asked it. Never waits."""
         size = len(question.ids)
         with self._lock:
-            if self._rows + size <= QUEUE_ROWS:
+            if self._rows + size <= QUEUE_ROWS and len(self._queue) < QUEUE_QUESTIONS:
                 self._rows += size
                 self._queue.append(Told(question, names))
             else:

@@ -21,7 +21,7 @@ from mlops_assets.serving.answers import FrameInputs, Question, RowInputs
 from mlops_assets.serving.bundle import Release
 from mlops_assets.serving.plan import microseconds
 from mlops_assets.serving.prediction_log import PredictionLog
-from mlops_assets.serving.shadow import QUEUE_ROWS, Shadow
+from mlops_assets.serving.shadow import QUEUE_QUESTIONS, QUEUE_ROWS, Shadow
 from mlops_assets.serving.told import Told, UnanswerableError
 from resources.online.packed_store import PackedStore, online_store_url
 from resources.releases import Variant
@@ -124,7 +124,7 @@ def test_a_shadow_that_hangs_costs_nothing(start: Callable[[Path], Shadow], bund
         one.tell(question)
         took.append(time.perf_counter() - began)
     assert sorted(took)[len(took) // 2] < 5e-6
-    assert one._rows <= QUEUE_ROWS
+    assert one._rows <= QUEUE_ROWS and len(one._queue) <= QUEUE_QUESTIONS
     eventually(lambda: dropped() - before > QUEUE_ROWS)
     began = time.monotonic()
     one.close()
