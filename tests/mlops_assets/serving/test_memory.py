@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 import threading
@@ -11,11 +12,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
 from mlops_assets.serving import metrics
+from mlops_assets.serving.app import Serving, create_app
 from mlops_assets.serving.follower import FollowedReleases
 from mlops_assets.serving.memory import BUDGET, MemoryBudgetError, Shelf, files, memory_budget, resident
+from mlops_assets.serving.plan import EmptyStore
+from mlops_assets.serving.prediction_log import NoLog
 
 if TYPE_CHECKING:
     from conftest import Platform
@@ -223,3 +228,30 @@ def test_standby_goes_before_anybody_sleeps(platform: Platform) -> None:
     assert len(large._shelf.tags()) == 2
     platform.records.rollback("flights/late_arrival", **WHO)
     platform.eventually(lambda: platform.versions(small) == platform.versions(large) == {"1": 100})
+
+
+def test_over_http_nobody_can_tell_who_slept(crowd: Crowd) -> None:
+    """Every model answers, the process is ready all the time, a page says who sleeps, and both are counted."""
+    follower = crowd.follow()
+    sleeper = min(asleep(follower))
+    features = dict.fromkeys(("distance", "carrier", "seats", "holiday", "temp", "delay"))
+
+    async def ask_all() -> None:
+        app = create_app(lambda: Serving(follower, EmptyStore(), NoLog()))
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://here") as client,
+        ):
+            assert (await client.get(f"/{sleeper}/release")).json()["asleep"] is True
+            asked = [client.post(f"/{name}/predict", json={"rows": [{"features": features}]}) for name in NAMES]
+            answers = await asyncio.gather(*asked)
+            assert {answer.status_code for answer in answers} == {200}
+            versions = [answer.json()["predictions"][0]["version"] for answer in answers]
+            assert versions == [str(number) for number in range(MODELS)]
+            assert (await client.get("/readyz")).status_code == 200
+            text = (await client.get("/metrics")).text
+            assert f'mlops_endpoint_wakes_total{{model="{sleeper}"}}' in text
+            assert "mlops_endpoint_sleeps_total{" in text
+
+    asyncio.run(ask_all())
