@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -114,7 +114,7 @@ class PredictionWriter:
             spool.path.parent.mkdir(parents=True, exist_ok=True)
             with spool.path.open("ab") as file:
                 count, size = 0, file.tell()
-                for count, line in enumerate(_lines(spool, some), 1):  # noqa: B007  # counted for after the loop
+                for count, line in enumerate(_lines(spool, some, self._step_aside), 1):  # noqa: B007  # counted for after the loop
                     file.write(line)
         except (OSError, LookupError, TypeError, ValueError) as error:  # a full disk, or answers that are not whole
             logger.warning("%d answers are not in %s: %s", rows, spool.path, error)
@@ -127,6 +127,11 @@ class PredictionWriter:
         with self._lock:
             self._rows -= rows
 
+    def _step_aside(self) -> None:
+        """Let others work, unless answers would soon find no room, or nobody is left who waits."""
+        if self._rows < self._bound // 4 and not self._closing.is_set():
+            time.sleep(ASIDE_SECONDS)
+
     def _spool(self, spooled: Spooled) -> _Spool:
         spool = self._spools.get(spooled)
         if spool is None:
@@ -136,8 +141,8 @@ class PredictionWriter:
         return spool
 
 
-def _lines(spool: _Spool, some: list[Answers]) -> Iterator[bytes]:
-    """Each with its number in the file; in slices, so that who answers gets the interpreter in between."""
+def _lines(spool: _Spool, some: list[Answers], between: Callable[[], None] = lambda: None) -> Iterator[bytes]:
+    """Each with its number in the file; `between` slices, who answers gets the interpreter."""
     now = datetime.now(UTC)
     told: list[Row] = [{"dropped": spool.dropped}] if spool.dropped else []
     for seq, row in enumerate(chain(told, *map(_rows, some)), spool.seq):
@@ -146,7 +151,7 @@ def _lines(spool: _Spool, some: list[Answers]) -> Iterator[bytes]:
         row["logged_at"] = now
         yield _line(row)
         if seq % SLICE_ROWS == 0:
-            time.sleep(ASIDE_SECONDS)
+            between()
 
 
 def _line(row: Row) -> bytes:
