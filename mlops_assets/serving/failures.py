@@ -6,13 +6,14 @@ the record should know. A verdict is about one revision of it: a new one is a ne
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+from time import monotonic
 
 from resources.release_record import Refusal
 
 TRIES = 2
 RETRY_SECONDS = 1.0
+ALONE_SECONDS = 10.0  # until the next try of a process that is alone with its trouble
 Name = tuple[str, str]  # model, release
 
 
@@ -27,6 +28,7 @@ class Failure:
     action: Refusal = "refused"
     tries: int = 1
     at: float = 0.0
+    pause: float = RETRY_SECONDS
     told: bool = False
 
     @property
@@ -35,7 +37,11 @@ class Failure:
 
     def due(self, now: float) -> bool:
         """Is it time to try again, or to tell again what could not be told?"""
-        return not self.told and now - self.at >= RETRY_SECONDS
+        return not self.told and now - self.at >= self.pause
+
+    def put_off(self) -> None:
+        """It is no verdict on the release: try again after a while, and for as long as it takes."""
+        self.tries, self.at, self.pause = 0, monotonic(), ALONE_SECONDS
 
 
 class Failures:
@@ -48,12 +54,12 @@ class Failures:
         """One more try failed; True where it was the first."""
         known = self.of(model, release, revision)
         tries = known.tries + 1 if known else 1
-        self._all[model, release] = Failure(model, release, revision, reason, tries=tries, at=time.monotonic())
+        self._all[model, release] = Failure(model, release, revision, reason, tries=tries, at=monotonic())
         return known is None
 
     def condemn(self, failure: Failure) -> None:
         """No second try for one that loaded and then failed."""
-        failure.tries, failure.at = TRIES, time.monotonic()
+        failure.tries, failure.at = TRIES, monotonic()
         self._all[failure.model, failure.release] = failure
 
     def clear(self, model: str, release: str) -> None:
@@ -72,7 +78,7 @@ class Failures:
     def bars(self, model: str, release: str, revision: int) -> bool:
         """Is there no point in loading it now?"""
         failure = self.of(model, release, revision)
-        return failure is not None and (failure.final or not failure.due(time.monotonic()))
+        return failure is not None and (failure.final or not failure.due(monotonic()))
 
     def reasons(self, model: str, revision: int) -> dict[str, str]:
         """By release, why it gets no traffic."""
@@ -84,7 +90,7 @@ class Failures:
 
     def due(self) -> list[Failure]:
         """Those to try, or to tell, again."""
-        now = time.monotonic()
+        now = monotonic()
         return [failure for failure in list(self._all.values()) if failure.due(now)]
 
     def to_tell(self, model: str) -> list[Failure]:

@@ -257,11 +257,11 @@ class FollowedReleases:
         """Make the record tell the truth about what failed for good.
 
         Not where nothing of the model works in this process, or where the release answers in another one: then it is
-        this process that is broken, and everybody would lose a good release to it.
+        this process that is broken, and everybody would lose a good release to it. It tries again now and then.
         """
         for failure in self._failures.to_tell(served.model):
             if served.traffic is None or (failure.action == "refused" and self._answers_elsewhere(failure)):
-                failure.told = True
+                failure.put_off()
                 continue
             by = f"serving process {host()}-{os.getpid()}"
             try:

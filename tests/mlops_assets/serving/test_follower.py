@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -9,8 +10,13 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
+from mlops_assets.serving import failures
+from mlops_assets.serving.app import Serving, create_app
+from mlops_assets.serving.plan import EmptyStore
+from mlops_assets.serving.prediction_log import NoLog
 from resources.serving_status import directory, statuses
 
 if TYPE_CHECKING:
@@ -170,16 +176,20 @@ def test_a_release_that_comes_late_is_not_refused(platform: Platform) -> None:
     assert platform.state(follower).refused == {}
 
 
-def test_a_process_that_can_load_nothing_accuses_nobody(platform: Platform) -> None:
-    """All Bentos are out of its reach: it is not ready, says why, and leaves the record alone."""
+def test_a_process_that_can_load_nothing_accuses_nobody(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All Bentos are out of its reach: it is not ready, says why, leaves the record alone, and looks for them again."""
+    monkeypatch.setattr(failures, "ALONE_SECONDS", 1.0)
     platform.release(1)
     platform.release(2)
-    shutil.rmtree(platform.root / "flights_late_arrival")
+    (platform.root / "flights_late_arrival").rename(platform.root / "not mounted")
     follower = platform.follow()
     assert follower.not_ready() == [MODEL]
     time.sleep(1.8)  # its second try
     assert platform.records.read(MODEL).revision == 2
     assert sorted(platform.state(follower).refused) == ["flights_late_arrival:1", "flights_late_arrival:2"]
+    (platform.root / "not mounted").rename(platform.root / "flights_late_arrival")
+    platform.eventually(lambda: platform.versions(follower) == {"2": 100})
+    assert follower.not_ready() == [] and platform.state(follower).refused == {}
 
 
 def test_a_process_that_cannot_load_what_others_answer_with_stands_aside(platform: Platform) -> None:
@@ -335,3 +345,36 @@ def test_files_that_are_no_records_are_passed_over(platform: Platform) -> None:
     assert follower.models() == [MODEL]
     platform.release(2)
     platform.eventually(lambda: platform.versions(follower) == {"2": 100})
+
+
+def test_no_caller_pays_for_a_canary_that_cannot_answer(platform: Platform) -> None:
+    """It loads and answers its golden rows, but asks callers for a key that they do not know. The champion answers in
+    its place, and the canary is over before long, for everybody."""
+    platform.release(1)
+    tag = platform.bento(2)
+    path = platform.bundle_of(tag) / "plan.json"
+    plan = json.loads(path.read_bytes())
+    more = {"join_key": "terminal", "dtype": "String", "description": "Where the gate is"}
+    path.write_text(json.dumps({**plan, "entities": [*plan["entities"], more]}))
+    platform.records.start_canary(MODEL, tag, "2", [50, 100], **WHO)
+    follower = platform.follow()
+    row = {"dest": "BOS", "distance": 200.0, "carrier": "UA", "seats": 150, "holiday": False}
+
+    async def ask_until_it_ends() -> list[httpx.Response]:
+        app = create_app(lambda: Serving(follower, EmptyStore(), NoLog()))
+        transport, answers, deadline = httpx.ASGITransport(app), [], time.monotonic() + 10
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://here") as client,
+        ):
+            while platform.records.read(MODEL).challenger is not None and time.monotonic() < deadline:
+                rows = [{**row, "origin": f"N{len(answers)}"}]
+                answers.append(await client.post(f"/{MODEL}/predict", json={"rows": rows}))
+        return answers
+
+    answers = asyncio.run(ask_until_it_ends())
+    assert {answer.status_code for answer in answers} == {200}
+    assert {answer.json()["predictions"][0]["version"] for answer in answers} == {"1"}
+    change = platform.records.read(MODEL).change
+    assert change.action == "circuit breaker" and "requests of the challenger failed" in change.why
+    assert platform.versions(follower) == {"1": 100}
