@@ -62,10 +62,6 @@ class Traffic:
             return self._whole[next(at for at, rows in enumerate(places) if rows)]
         return [(*share, rows) for share, rows in zip(self.shares, places, strict=True) if rows]
 
-    def choose(self, model: str, keys: Sequence[Any]) -> tuple[Variant, Release]:
-        """The variant for these entity keys: always the same while weights stand."""
-        return self.shares[0] if len(self.shares) == 1 else self.shares[self._share(bucket_of(model, keys))]
-
     def _share(self, bucket: float) -> int:
         """Challengers hold the low buckets, so that who is in a canary stays in it as it grows."""
         for at, (variant, _) in enumerate(self.shares[:-1]):
