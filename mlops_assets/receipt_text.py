@@ -21,9 +21,13 @@ def show_receipt(receipt: Document) -> None:
     made_of = receipt["training_set"].get("made_of", {})
     unused = {fallback["view"]: fallback for fallback in request["fallbacks"]}
     if views or unused or made_of:
-        columns = ["table", "row of", "partition", "published by", "trained on"]
+        columns = ["table", "row of", "partition", "published by", "trained on", "published by"]
+        made_by = receipt["training_set"].get("made_by", {})
         names = dict.fromkeys([*views, *unused, *made_of])
-        rows = [(name, *_row(views.get(name), unused.get(name)), _span(made_of.get(name, {}))) for name in names]
+        rows = [
+            (name, *_row(views.get(name), unused.get(name)), _span(made_of.get(name, {})), _runs(made_by.get(name, [])))
+            for name in names
+        ]
         print_table("Rows it was made of", columns, rows)
     print_table("Values it was made of", ["input", "value"], request["inputs"].items())
     _show_remarks(receipt["remarks"])
@@ -69,7 +73,7 @@ def _metric(metric: Mapping[str, Any] | None) -> str:
 def _row(view: Mapping[str, Any] | None, fallback: Mapping[str, Any] | None) -> tuple[str, str, str]:
     """The row used, where it lies and who published it; or why there was none."""
     if view is not None:
-        return view["event_time"], view.get("partition", UNKNOWN), _run(view.get("dagster_run_id"))
+        return view["event_time"], view.get("partition", UNKNOWN), _runs([view.get("dagster_run_id")])
     if fallback is not None:
         return f"none: {fallback['reason']}, {fallback['used']} instead", "", ""
     return "", "", ""
@@ -84,6 +88,12 @@ def _span(partitions: Mapping[str, int]) -> str:
 
 def _run(run_id: str | None) -> str:
     return f"run {run_id}" if run_id else f"run {UNKNOWN}"
+
+
+def _runs(run_ids: Sequence[str | None]) -> str:
+    """By the part of an id that Dagster's pages show."""
+    short = [run_id[:8] if run_id else UNKNOWN for run_id in run_ids]
+    return f"{', '.join(short[:3])}{' ...' if len(short) > 3 else ''}"
 
 
 def _joined(*parts: str | None) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Self
 from mlops_assets.catalog import asset_key
 from mlops_assets.links.predictions import ANSWER
 from mlops_assets.records import Document, Records, link_key
-from mlops_assets.used_rows import partition_at, trained_on, used_by
+from mlops_assets.used_rows import partition_at, read_tables, trained_on, used_by
 
 TEXTS = ("event_times", "fallbacks", "outputs")
 
@@ -63,7 +63,7 @@ def _bento(tag: str, manifest: Mapping[str, Any], records: Records) -> Document:
 
 
 def _training_set(model: str, candidate: Mapping[str, Any], records: Records) -> Document:
-    """With the partitions of each table that its rows used, by how many rows."""
+    """With the partitions of each table that its rows used, by how many rows, and the runs that published those."""
     cutoff = candidate["cutoff"]
     if cutoff is None:
         records.tell(f"the training set: nothing says as of which cutoff version {candidate['version']} was trained")
@@ -74,6 +74,10 @@ def _training_set(model: str, candidate: Mapping[str, Any], records: Records) ->
         records.tell(f"the declarations: {model} is not declared any more, so its views are not known")
     elif told["path"]:
         told["made_of"] = records.ask("the training set's rows", trained_on, pipeline, cutoff, records.lake) or {}
+        told["made_by"] = {
+            name: records.publishers(asset_key(table), list(told["made_of"].get(name, {})), told.get("published_at"))
+            for name, table in read_tables(pipeline).items()
+        }
     return told
 
 

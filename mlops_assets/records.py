@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 Found = TypeVar("Found")
+EVENTS_A_PARTITION = 5
 VERSIONS = 1000  # materializations looked through for one version
 
 
@@ -165,6 +166,18 @@ class Records:
         if before is not None and events and events[0] not in earlier[:1]:
             self.tell(f"{key.to_user_string()} [{partition}] was published anew after the answer")
         return told
+
+    def publishers(self, key: dg.AssetKey, partitions: Sequence[str], before: str | None) -> list[str]:
+        """The runs that published the partitions last before a moment (of ISO-8601), oldest first."""
+        if not partitions:
+            return []
+        whole = list(partitions) == ["all"]
+        events = self.events(key, None if whole else partitions, EVENTS_A_PARTITION * len(partitions))
+        newest: dict[str | None, Document] = {}
+        for event in events:
+            if before is None or event["at"] <= before:
+                newest.setdefault(event["partition"], event)
+        return list(dict.fromkeys(event["run_id"] for event in sorted(newest.values(), key=lambda one: one["at"])))
 
 
 @contextmanager

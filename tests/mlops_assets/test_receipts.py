@@ -92,6 +92,9 @@ def test_a_receipt_names_everything_the_answer_stands_on(story: Story) -> None:
         assert story.platform.instance.get_run_by_id(model["dagster_run_id"]).is_success
         assert story.platform.instance.get_run_by_id(training["dagster_run_id"]).is_success
         assert (training["partition"], training["rows"]) == (CUTOFF, 18864)
+        assert training["made_by"].keys() == story.tables.keys()
+        for (run_id,) in training["made_by"].values():
+            assert story.platform.instance.get_run_by_id(run_id).is_success
         assert release["revision"] in {change.revision for change in published["changes"]}
         assert answer["release"] in {variant["release"] for variant in release["traffic"]}
         looked = {view["view"] for view in receipt["views"]}
