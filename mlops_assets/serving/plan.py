@@ -304,6 +304,8 @@ def _found_or_away(
     plan: FeaturePlan, store: Store, requests: Sequence[Mapping[str, Any]]
 ) -> tuple[Sequence[_Some], Reason]:
     """What the store has for each view, and why it has no row where it has none."""
+    if not plan.views:  # a model that asks its caller for everything does not need one
+        return [], NO_ROW
     asked = {names: [tuple([request[name] for name in names]) for request in requests] for names in plan.key_sets}
     try:
         return _found(plan, store, asked), NO_ROW

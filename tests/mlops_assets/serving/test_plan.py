@@ -293,6 +293,12 @@ def test_without_a_store_a_plan_falls_back_or_refuses_as_declared() -> None:
         look_up(replace(plan, without_store="refuse"), Away(), [EWR_BOS], NOON)
 
 
+def test_a_plan_without_views_needs_no_store() -> None:
+    """A model that asks its caller for everything is answered while the store of all others is away."""
+    plan = replace(PLAN, views=(), inputs=("distance",))
+    assert [looked.values for looked in look_up(plan, Away(), [EWR_BOS], NOON)] == [[200.0]]
+
+
 def test_a_key_that_many_rows_name_is_read_once(store: PackedStore) -> None:
     """A batch about one airport costs the store one row."""
     asked: list[list[int]] = []
