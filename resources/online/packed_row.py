@@ -20,7 +20,6 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from functools import cached_property
 from hashlib import blake2b
-from itertools import chain
 from operator import itemgetter
 from typing import Any, Literal, Self
 
@@ -188,7 +187,7 @@ class Reading:
         plain = layout.width is not None and "t" not in layout.codes
         self._width = layout.width if plain else None
         self._values = struct.Struct(f">{layout.start}x{layout.fixed.format[1:]}")
-        self._times = struct.Struct(f">q{(layout.width or 8) - 8}x")
+        self._time_of = f"q{(layout.width or 8) - 8}x"
         self._head = layout.id + bytes(layout.null_bytes)
 
     def read(self, row: bytes) -> Found:
@@ -201,7 +200,8 @@ class Reading:
         if width is None or not self._alike(joined, len(rows), width):
             return None
         values: Iterator[Values] = self._values.iter_unpack(joined)
-        times = chain.from_iterable(self._times.iter_unpack(joined))
+        # Not `struct.unpack`, which would keep a format for each number of rows.
+        times = struct.Struct(">" + self._time_of * len(rows)).unpack(joined)
         return list(zip(times, values if self._pick is None else map(self._pick, values), strict=True))
 
     def _alike(self, joined: bytes, rows: int, width: int) -> bool:

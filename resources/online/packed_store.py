@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain, compress
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -31,6 +32,7 @@ from filelock import FileLock
 
 from resources.environment import home, redis_url
 from resources.online.packed_row import NEVER, TIMES, Found, Layout, Reading, Values
+from resources.online.redis_wire import Patience, RedisWire, packet
 
 Key = tuple[Any, ...]
 Row = tuple[Key, int, Mapping[str, Any]]
@@ -156,7 +158,7 @@ class Reader:
         One round trip for all tables. Values are in the order of the table's features, None where the row has
         no such feature. Safe from any thread; raises OnlineStoreUnavailableError.
         """
-        said = {id(some): list(map(orjson.dumps, some)) for some in keys}  # views of one entity share their keys
+        said = {id(some): list(map(orjson.dumps, some)) for some in keys}  # views of one entity share theirs
         wanted = [(table, said[id(some)]) for table, some in zip(self._tables, keys, strict=True)]
         answers = self._store.fetch(wanted)
         return [readings.read(rows) for readings, rows in zip(self._readings, answers, strict=True)]
@@ -249,8 +251,11 @@ class PackedStore(ABC):
         """Ask for nothing; raises OnlineStoreUnavailableError where reads would, or would find a store that is gone."""
 
     @abstractmethod
-    def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
-        """The packed rows of the keys of each table, all in one round trip."""
+    def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> Sequence[Sequence[bytes | None]]:
+        """The packed rows of the keys of each table, all in one round trip.
+
+        Tables whose keys are the same object are read together.
+        """
 
     @abstractmethod
     def clear(self, table: str) -> None:
@@ -302,6 +307,22 @@ def _identity(path: Path) -> tuple[int, int] | None:
     return found.st_dev, found.st_ino
 
 
+def _older(row: bytes, held: bytes) -> bool:
+    return TIMES.unpack_from(row) < TIMES.unpack_from(held)
+
+
+@lru_cache(maxsize=256)
+def _by_keys(tables: int, keys: int) -> str:
+    """The rows of some views, a column each, for some keys, a row each in their order.
+
+    A join with the keys takes half the time of `key IN (...)` for each view: nothing is sorted, nothing told twice.
+    """
+    columns = ", ".join(f"v{at}.value" for at in range(1, tables + 1))
+    views = [f"packed_rows v{at} ON v{at}.view = ?{at} AND v{at}.key = keys.key" for at in range(1, tables + 1)]
+    asked = ", ".join(f"(?{tables + number})" for number in range(1, keys + 1))
+    return f"WITH keys(key) AS (VALUES {asked}) SELECT {columns} FROM keys LEFT JOIN {' LEFT JOIN '.join(views)}"  # noqa: S608  numbers
+
+
 def _chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
     return (items[start : start + size] for start in range(0, len(items), size))
 
@@ -310,7 +331,7 @@ class SqlitePackedStore(PackedStore):
     """Two tables of all views, in WAL mode: readers never wait, writers take turns, a chunk each."""
 
     CHUNK = 10_000
-    VARIABLES = 30_000  # SQLite's limit is 32,766 in a statement
+    KEYS, TABLES = 1_000, 32  # of one statement; SQLite's limits are 32,766 and 64
     CACHE_KIB = 64 * 1024  # at most; a page changed twice in a chunk is written once
     WAL_PAGES = 8_192  # 32 MiB: a publication goes into the database in a few large strokes
     PATIENCE = 30.0  # seconds to wait for another writer
@@ -320,11 +341,6 @@ class SqlitePackedStore(PackedStore):
             "created_ts INTEGER NOT NULL, value BLOB NOT NULL, PRIMARY KEY (view, key)) WITHOUT ROWID"
         ),
         "CREATE TABLE IF NOT EXISTS packed_layouts (id BLOB PRIMARY KEY, layout BLOB NOT NULL) WITHOUT ROWID",
-    )
-    KEEP_NEWEST = (
-        "INSERT INTO packed_rows VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET event_ts = excluded.event_ts, "
-        "created_ts = excluded.created_ts, value = excluded.value "
-        "WHERE (excluded.event_ts, excluded.created_ts) >= (packed_rows.event_ts, packed_rows.created_ts)"
     )
 
     # What the file may be instead of a database that answers: held by another, gone, unreadable, another thing.
@@ -408,46 +424,42 @@ class SqlitePackedStore(PackedStore):
         return sum(self._write(table, batch, slice(at, at + self.CHUNK)) for at in range(0, len(batch), self.CHUNK))
 
     def _write(self, table: str, batch: Batch, part: slice) -> int:
-        rows = [
-            (table, key, *TIMES.unpack_from(row), row)
-            for key, row in zip(batch.keys[part], batch.rows[part], strict=True)
-        ]
+        keys, rows = batch.keys[part], batch.rows[part]
         with self._alone() as connection:
             layouts = [(layout.id, layout.json) for layout in batch.layouts]
             connection.executemany("INSERT OR IGNORE INTO packed_layouts VALUES (?, ?)", layouts)
-            newer = self._newer(connection, rows)
-            connection.executemany(self.KEEP_NEWEST, sorted(rows[at] for at in newer))
+            (held,) = self._rows(connection, [table], keys)
+            newer = [
+                at for at, (row, old) in enumerate(zip(rows, held, strict=True)) if old is None or not _older(row, old)
+            ]
+            changed = [(table, keys[at], *TIMES.unpack_from(rows[at]), rows[at]) for at in newer]
+            connection.executemany("REPLACE INTO packed_rows VALUES (?, ?, ?, ?, ?)", sorted(changed))
             if batch.beside is not None:
                 connection.execute(batch.beside.table)
                 beside = batch.beside.parameters[part]
                 connection.executemany(batch.beside.statement, sorted(beside[at] for at in newer))
         return len(newer)
 
-    def _newer(self, connection: sqlite3.Connection, rows: Sequence[tuple[Any, ...]]) -> Sequence[int]:
-        """The places of the rows that are not older than what is held."""
-        held: dict[bytes, tuple[int, int]] = {}
-        for chunk in _chunks(rows, self.VARIABLES):
-            marks = ",".join("?" * len(chunk))
-            query = f"SELECT key, event_ts, created_ts FROM packed_rows WHERE view = ? AND key IN ({marks})"  # noqa: S608  question marks
-            found = connection.execute(query, (chunk[0][0], *(row[1] for row in chunk)))
-            held.update((key, (event_ts, created_ts)) for key, event_ts, created_ts in found)
-        return [at for at, row in enumerate(rows) if row[1] not in held or row[2:4] >= held[row[1]]]
-
-    def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
+    def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> Sequence[Sequence[bytes | None]]:
+        """Tables of the same keys are read by one statement."""
+        alike: dict[int, list[int]] = {}
+        for place, (_, keys) in enumerate(asked):
+            alike.setdefault(id(keys), []).append(place)
+        answers: list[Sequence[bytes | None]] = [()] * len(asked)
         with self._connection() as connection:
-            return [self._rows(connection, table, keys) for table, keys in asked]
+            for places in chain.from_iterable(_chunks(some, self.TABLES) for some in alike.values()):
+                columns = self._rows(connection, [asked[place][0] for place in places], asked[places[0]][1])
+                for place, column in zip(places, columns, strict=True):
+                    answers[place] = column
+        return answers
 
-    def _rows(self, connection: sqlite3.Connection, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
-        if len(keys) == 1:
-            query = "SELECT value FROM packed_rows WHERE view = ? AND key = ?"
-            row = connection.execute(query, (table, keys[0])).fetchone()
-            return [row and row[0]]
-        found: dict[bytes, bytes] = {}
-        for chunk in _chunks(keys, self.VARIABLES):
-            marks = ",".join("?" * len(chunk))
-            query = f"SELECT key, value FROM packed_rows WHERE view = ? AND key IN ({marks})"  # noqa: S608  question marks
-            found.update(connection.execute(query, (table, *chunk)))
-        return [found.get(key) for key in keys]
+    def _rows(
+        self, connection: sqlite3.Connection, tables: Sequence[str], keys: Sequence[bytes]
+    ) -> Sequence[Sequence[bytes | None]]:
+        found: list[tuple[bytes | None, ...]] = []
+        for chunk in _chunks(keys, self.KEYS):
+            found += connection.execute(_by_keys(len(tables), len(chunk)), (*tables, *chunk)).fetchall()
+        return list(zip(*found, strict=True)) if found else [()] * len(tables)
 
     def _scan(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         """In the order of the keys; each chunk is a read of its own, so that no reader holds back a checkpoint."""
@@ -527,8 +539,6 @@ class RedisPackedStore(PackedStore):
 
     def __init__(self, url: str, within: float | None = None) -> None:
         super().__init__()
-        from resources.online.redis_wire import Patience, RedisWire
-
         self._wire = RedisWire(url, None if within is None else Patience.short(within))
 
     @contextmanager
@@ -547,7 +557,7 @@ class RedisPackedStore(PackedStore):
     def publish(self, table: str, batch: Batch) -> int:
         parts = [slice(at, at + self.CHUNK) for at in range(0, len(batch), self.CHUNK)]
         with self.answers():
-            return sum(self._wire.ask(lambda: ([self._script(table, batch, part)] for part in parts)))
+            return sum(self._wire.ask(lambda: (packet(self._script(table, batch, part)) for part in parts)))
 
     def _script(self, table: str, batch: Batch, part: slice) -> tuple[Any, ...]:
         keys, feast = batch.keys[part], batch.beside or FeastHashes([], [], [])
@@ -558,10 +568,13 @@ class RedisPackedStore(PackedStore):
         given = (*hashes, *counts, *layouts, *feast.fields)
         return ("EVAL", self.KEEP_NEWEST, len(hashes), *given, *chain.from_iterable(rows))
 
-    def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> list[list[bytes | None]]:
-        packet = [("HMGET", self._hash(table), *keys) for table, keys in asked if keys]
+    def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> Sequence[Sequence[bytes | None]]:
+        """The bytes that say the keys are made once for all tables of the same keys."""
+        said = {id(keys): b"".join([b"$%d\r\n%b\r\n" % (len(key), key) for key in keys]) for _, keys in asked}
+        commands = [_hmget(table, len(keys)) + said[id(keys)] for table, keys in asked if keys]
+        whole = b"".join(commands), len(commands)
         with self.answers():
-            answers = iter(self._wire.ask(lambda: [packet]))
+            answers = iter(self._wire.ask(lambda: [whole]))
         return [next(answers) if keys else [] for _, keys in asked]
 
     def _scan(self, table: str) -> Iterator[tuple[bytes, bytes]]:
@@ -583,8 +596,15 @@ class RedisPackedStore(PackedStore):
 
     def _ask(self, *command: Any) -> Any:
         with self.answers():
-            return self._wire.ask(lambda: [[command]])[0]
+            return self._wire.ask(lambda: [packet(command)])[0]
 
     @staticmethod
     def _hash(table: str) -> str:
         return f"mlops:rows:{table}"
+
+
+@lru_cache(maxsize=1024)
+def _hmget(table: str, keys: int) -> bytes:
+    """What Redis is told before the keys."""
+    name = RedisPackedStore._hash(table).encode()  # noqa: SLF001
+    return b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n%b\r\n" % (2 + keys, len(name), name)

@@ -11,7 +11,7 @@ import socket
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import unquote, urlsplit
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import hiredis
 
 Command = tuple[Any, ...]
-Packet = Sequence[Command]
+Packet = tuple[bytes, int]  # commands as Redis reads them, and how many they are
 TRIES, PAUSE, LONGEST_PAUSE = 7, 0.05, 0.8  # seconds between tries, doubled each time: two seconds in all
 CONNECT_SECONDS, ANSWER_SECONDS = 5.0, 10.0
 BUFFER = 1 << 17
@@ -54,6 +54,12 @@ class RedisRefusedError(RuntimeError):
         return cls(f"Redis at {where} refused: {said}.")
 
 
+def packet(*commands: Command) -> Packet:
+    import hiredis
+
+    return b"".join(map(hiredis.pack_command, commands)), len(commands)
+
+
 class RedisWire:
     """As many connections to one Redis as were ever needed at once; safe from any thread."""
 
@@ -65,7 +71,7 @@ class RedisWire:
         self.where = f"{self._url.scheme}://{self._url.hostname}:{port}{path}"  # no password
 
     def ask(self, packets: Callable[[], Iterable[Packet]]) -> list[Any]:
-        """The answer to each command of each packet, in order; OSError when there is none after several tries.
+        """The answer to each command of each packet of bytes, in order; OSError when there is none after several tries.
 
         `packets` is called for each try. They may be lazy: the server is at work on one while the next is made.
         Raises RedisRefusedError where an answer is an error.
@@ -114,7 +120,7 @@ class Connection:
     def __init__(self, url: Any, patience: Patience) -> None:
         import hiredis
 
-        self._pack = hiredis.pack_command
+        self._buffer = bytearray(BUFFER)  # kept: to be given as much memory anew costs more than a small answer
         self._reader: hiredis.Reader = hiredis.Reader()
         self._socket = _connected(url, patience)
         try:
@@ -125,9 +131,9 @@ class Connection:
 
     def ask(self, packets: Iterable[Packet]) -> list[Any]:
         sent = 0
-        for packet in packets:
-            self._socket.sendall(b"".join(map(self._pack, packet)))
-            sent += len(packet)
+        for commands, count in packets:
+            self._socket.sendall(commands)
+            sent += count
         return [self._answer() for _ in range(sent)]
 
     def close(self) -> None:
@@ -135,10 +141,10 @@ class Connection:
 
     def _answer(self) -> Any:
         while (answer := self._reader.gets()) is False:
-            received = self._socket.recv(BUFFER)
+            received = self._socket.recv_into(self._buffer)
             if not received:
                 raise ConnectionError("Redis closed the connection")
-            self._reader.feed(received)
+            self._reader.feed(self._buffer, 0, received)  # type: ignore[arg-type]
         return answer
 
     def _greet(self, url: Any) -> None:
@@ -148,7 +154,7 @@ class Connection:
         greeting: list[Command] = [("AUTH", *password)] if password else []
         if database := url.path.strip("/"):
             greeting.append(("SELECT", database))
-        for answer in self.ask([greeting]):
+        for answer in self.ask([packet(*greeting)]):
             if isinstance(answer, hiredis.ReplyError):
                 raise RedisRefusedError.of(f"{url.hostname}:{url.port or 6379}", answer)
 

@@ -9,7 +9,7 @@ import pytest
 
 from resources.online import redis_wire
 from resources.online.packed_store import OnlineStoreUnavailableError, PackedStore, TableRead
-from resources.online.redis_wire import RedisRefusedError, RedisWire
+from resources.online.redis_wire import RedisRefusedError, RedisWire, packet
 
 if TYPE_CHECKING:
     from conftest import RedisServer
@@ -20,7 +20,7 @@ READ = [TableRead("flights__weather", ("temp",))]
 
 def test_commands_are_answered_in_order(redis_url: str) -> None:
     wire = RedisWire(redis_url)
-    packets = [[("SET", "a", b"\x00\xff")], [("GET", "a"), ("GET", "b"), ("STRLEN", "a")]]
+    packets = [packet(("SET", "a", b"\x00\xff")), packet(("GET", "a"), ("GET", "b"), ("STRLEN", "a"))]
     assert wire.ask(lambda: packets) == [b"OK", b"\x00\xff", None, 2]
     wire.close()
 
@@ -29,8 +29,8 @@ def test_a_refusal_is_not_asked_again(redis_url: str) -> None:
     """And the connection is good for the next question."""
     wire = RedisWire(redis_url)
     with pytest.raises(RedisRefusedError, match=r"Redis at redis://127\.0\.0\.1:\d+/0 refused: ERR unknown command"):
-        wire.ask(lambda: [[("NONSENSE",), ("PING",)]])
-    assert wire.ask(lambda: [[("PING",)]]) == [b"PONG"]
+        wire.ask(lambda: [packet(("NONSENSE",), ("PING",))])
+    assert wire.ask(lambda: [packet(("PING",))]) == [b"PONG"]
     wire.close()
 
 
