@@ -47,9 +47,11 @@ def chunks(path: Path, start: int = 0) -> Iterator[bytes]:
         file.seek(start)
         rest = b""
         while read := file.read(CHUNK_BYTES):
-            whole, found, rest = (rest + read).rpartition(b"\n")
-            if found:
-                yield whole + found
+            lines = rest + read
+            end = lines.rfind(b"\n") + 1
+            rest = lines[end:]
+            if end:
+                yield lines[:end]
 
 
 def _opened(path: Path) -> BinaryIO:
