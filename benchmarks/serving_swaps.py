@@ -1,8 +1,9 @@
 """Twenty releases and rollbacks, one of them broken, and a worker killed with -9: what callers of two workers see.
 
 The load is wrk's, at full speed, over the whole time; the peer is the same server left alone. No request may fail and
-the broken release may never answer, or nothing is measured. Of the connections that the killed worker held, each may
-break once: nobody can answer on them. At small scale, with every single answer looked at: tests/test_zero_downtime.py.
+the broken release may never answer, or nothing is measured. The connections that the killed worker held break, since
+nobody can answer on them, and may break once more where they come back before the kernel has taken its socket away.
+At small scale, with every single answer looked at: tests/test_zero_downtime.py.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _measured(directory: Path, changes: int, seconds: float) -> Measurement:
             held, back = _killed(server)
             time.sleep(2)
         killed = load()
-    for what, one, allowed in (("left alone", alone, 0), ("swapping", swapping, 0), ("after a kill", killed, held)):
+    for what, one, allowed in (("left alone", alone, 0), ("swapping", swapping, 0), ("after a kill", killed, 2 * held)):
         if one.refused or one.broken > allowed:
             raise FailedRequestsError.of(f"ours, {what}", CLIENTS, one)
     logged = answers(tags)
