@@ -10,7 +10,7 @@ import os
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from mlops_assets.serving.request import InvalidRequestError
+from mlops_assets.serving.wire.form import InvalidRequestError
 
 REQUESTS = 256  # requests taken at a time; one row takes well under a millisecond, a full queue a fifth of a second
 BODY_BYTES = 256 * 2**20  # of all bodies in memory at a time

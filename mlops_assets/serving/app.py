@@ -31,7 +31,6 @@ from starlette.routing import Route
 from mlops_assets.serving import metrics, stages
 from mlops_assets.serving.admission import Admission
 from mlops_assets.serving.bundle import Release
-from mlops_assets.serving.follower import FollowedReleases
 from mlops_assets.serving.guarded_store import GuardedStore
 from mlops_assets.serving.logs import logs_access
 from mlops_assets.serving.metrics import Metrics
@@ -39,10 +38,11 @@ from mlops_assets.serving.openapi import openapi
 from mlops_assets.serving.plan import EmptyStore, Store
 from mlops_assets.serving.predict import Asked, Headers, predict
 from mlops_assets.serving.prediction_log import NoLog, PredictionLog, PredictionWriter
-from mlops_assets.serving.problems import InvalidRequestError
 from mlops_assets.serving.releases import OneRelease, Releases, Served
-from mlops_assets.serving.v2_routes import asked as asked_by_v2
-from mlops_assets.serving.v2_routes import routes as v2_routes
+from mlops_assets.serving.releases.follower import FollowedReleases
+from mlops_assets.serving.wire.problems import InvalidRequestError
+from mlops_assets.serving.wire.v2_routes import asked as asked_by_v2
+from mlops_assets.serving.wire.v2_routes import routes as v2_routes
 from resources.bentos import BentoStore
 from resources.online.packed_store import OnlineStoreUnavailableError, online_store_url
 from resources.releases import ReleaseStore, Variant
@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from starlette.types import Receive, Scope, Send
 
     from mlops_assets.serving.answers import Answers
-    from mlops_assets.serving.raw import Raw
-    from mlops_assets.serving.replies import Part
-    from mlops_assets.serving.traffic import Traffic
+    from mlops_assets.serving.releases.traffic import Traffic
+    from mlops_assets.serving.wire.raw import Raw
+    from mlops_assets.serving.wire.replies import Part
 
 PREDICT = re.compile(r"/([^/]+/[^/]+)/predict")
 TELL_SECONDS = 1.0

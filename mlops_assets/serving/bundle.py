@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 from mlops_assets.input_schema import InputSchema
 from mlops_assets.serving.plan import FeaturePlan
 from mlops_assets.serving.postprocess import Postprocess
-from mlops_assets.serving.request import Form
+from mlops_assets.serving.wire.form import Form
 
 if TYPE_CHECKING:
     import numpy as np

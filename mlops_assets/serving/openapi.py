@@ -14,12 +14,12 @@ from mlops_assets.fields import Field, TypeName
 from mlops_assets.input_schema import Column
 from mlops_assets.serving.bundle import Release
 from mlops_assets.serving.plan import Reason, RequestField, Stand
-from mlops_assets.serving.raw import MAX_ROWS
 from mlops_assets.serving.releases import Releases
-from mlops_assets.serving.tensors import DATATYPES
-from mlops_assets.serving.traffic import Traffic
-from mlops_assets.serving.v2 import EXTENSION, SERVER
-from mlops_assets.serving.wire import ARROW, JSON, MSGPACK
+from mlops_assets.serving.releases.traffic import Traffic
+from mlops_assets.serving.wire.formats import ARROW, JSON, MSGPACK
+from mlops_assets.serving.wire.raw import MAX_ROWS
+from mlops_assets.serving.wire.tensors import DATATYPES
+from mlops_assets.serving.wire.v2 import EXTENSION, SERVER
 
 JSON_TYPE: dict[TypeName, dict[str, Any]] = {
     "Bool": {"type": "boolean"},

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 import anyio.to_thread
 import orjson
 
-from mlops_assets.serving import wire
 from mlops_assets.serving.admission import RETRY_SECONDS, in_time
-from mlops_assets.serving.problems import InvalidRequestError, Problem
-from mlops_assets.serving.raw import MAX_BODY
-from mlops_assets.serving.replies import Part
+from mlops_assets.serving.wire import formats as wire
+from mlops_assets.serving.wire.problems import InvalidRequestError, Problem
+from mlops_assets.serving.wire.raw import MAX_BODY
+from mlops_assets.serving.wire.replies import Part
 from resources.online.packed_store import OnlineStoreUnavailableError
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
     from mlops_assets.serving.answers import Answers
     from mlops_assets.serving.app import Serving
-    from mlops_assets.serving.breaker import CanaryBreaker
-    from mlops_assets.serving.raw import Raw
     from mlops_assets.serving.releases import Served
-    from mlops_assets.serving.traffic import Traffic
+    from mlops_assets.serving.releases.breaker import CanaryBreaker
+    from mlops_assets.serving.releases.traffic import Traffic
+    from mlops_assets.serving.wire.raw import Raw
 
 INLINE_BYTES = 8 * 1024  # some fifty rows; beyond it the event loop would keep others waiting
 JSON = (b"content-type", b"application/json")
@@ -197,16 +197,15 @@ def _account(serving: Serving, served: Served, parts: Sequence[Part], seconds: f
         serving.log.write(answers)
         serving.metrics.answered(answers, seconds)
         if served.breaker is not None:
-            _observe(served.breaker, answers, seconds)
+            _observe(served.breaker, answers)
         if served.shadow is not None:
             served.shadow.tell(answers.question, answers.names)
 
 
-def _observe(breaker: CanaryBreaker, answers: Answers, seconds: float) -> None:
-    if answers.instead_of is None:
-        breaker.observe(answers.variant.role, seconds, False)
-    else:
-        breaker.observe("challenger", seconds, True)
+def _observe(breaker: CanaryBreaker, answers: Answers) -> None:
+    """By the time of its own stages: what else was asked in the same request, or waited before it, is not its doing."""
+    failed = answers.instead_of is not None
+    breaker.observe("challenger" if failed else answers.variant.role, sum(answers.stages), failed)
 
 
 async def woken(serving: Serving, model: str, served: Served) -> Traffic:

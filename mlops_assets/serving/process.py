@@ -40,7 +40,7 @@ def serve_command(
     argv = [sys.executable, "-m", "bentoml", "serve", target, *where]
     if target == FOLLOW_RECORDS:
         count = worker_count() if workers is None else workers
-        argv = [sys.executable, "-m", "mlops_assets.serving.supervisor", *where, "--workers", str(count)]
+        argv = [sys.executable, "-m", "mlops_assets.serving.server.supervisor", *where, "--workers", str(count)]
     env = {
         **os.environ,
         "MLOPS_HOME": str(home()),

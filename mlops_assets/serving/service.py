@@ -38,7 +38,7 @@ def _serving() -> Serving:
 
 app = create_app(open_serving)
 # BentoML passes no protocol on to uvicorn, which looks up the one it takes by itself here.
-uvicorn.config.HTTP_PROTOCOLS["auto"] = "mlops_assets.serving.prompt_protocol:PromptProtocol"
+uvicorn.config.HTTP_PROTOCOLS["auto"] = "mlops_assets.serving.server.prompt_protocol:PromptProtocol"
 
 
 class WithFrontDoor(Service[Any]):

@@ -17,9 +17,9 @@ import pytest
 
 from mlops_assets.links.predictions import columns, logged, publish
 from mlops_assets.links.spec import link_key
-from mlops_assets.serving import prediction_lines
 from mlops_assets.serving.answers import Answers, Question, RowInputs
 from mlops_assets.serving.prediction_log import PredictionLog
+from mlops_assets.serving.prediction_log import lines as prediction_lines
 from resources.lake import Lake
 from resources.lake_writer import row_groups
 from sensors.late_answers import SAME_SECONDS

@@ -21,10 +21,10 @@ import pytest
 
 from mlops_assets.fields import Bool, Field, Float64, Int64, String
 from mlops_assets.input_schema import InputSchema
-from mlops_assets.serving.follower import FollowedReleases
 from mlops_assets.serving.plan import FeaturePlan, PlannedEntity, RequestField, ViewRead
 from mlops_assets.serving.process import serve_command
 from mlops_assets.serving.releases import Served
+from mlops_assets.serving.releases.follower import FollowedReleases
 from mlops_assets.trainers import Trainer, XGBoostClassifier, native_predictor
 from resources.releases import ReleaseRecord, ReleaseStore
 

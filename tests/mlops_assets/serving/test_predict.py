@@ -20,9 +20,9 @@ from mlops_assets.serving.app import FrontDoor, Serving, create_app
 from mlops_assets.serving.bundle import Release
 from mlops_assets.serving.plan import EmptyStore
 from mlops_assets.serving.prediction_log import NoLog
-from mlops_assets.serving.raw import MAX_BODY
 from mlops_assets.serving.releases import OneRelease, Served
-from mlops_assets.serving.traffic import Traffic
+from mlops_assets.serving.releases.traffic import Traffic
+from mlops_assets.serving.wire.raw import MAX_BODY
 from resources.releases import Variant
 
 PREDICT = "/flights/late_arrival/predict"

@@ -1,0 +1,1 @@
+"""The processes of an endpoint: a supervisor, its workers, and how they speak HTTP."""
