@@ -19,6 +19,7 @@ from mlops_assets.serving.app import FrontDoor, Serving, create_app
 from mlops_assets.serving.logs import log_as_json
 
 SWITCH_SECONDS = 0.0005  # how long the log's thread may keep an answer waiting; Python's default is ten times that
+GARBAGE = (50_000, 20, 100)  # objects until it is looked for; an answer leaves no cycles, and is itself let go at once
 
 
 def open_serving() -> Serving:
@@ -26,6 +27,7 @@ def open_serving() -> Serving:
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()  # what was imported stays: going through it again would stop every answer for tens of milliseconds
+    gc.set_threshold(*GARBAGE)
     return serving
 
 
