@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import blake2b
 from operator import itemgetter
 from typing import Any, Literal, Self
@@ -187,8 +187,8 @@ class Reading:
         plain = layout.width is not None and "t" not in layout.codes
         self._width = layout.width if plain else None
         self._values = struct.Struct(f">{layout.start}x{layout.fixed.format[1:]}")
-        self._time_of = f"q{(layout.width or 8) - 8}x"
         self._head = layout.id + bytes(layout.null_bytes)
+        self._time_and_head = f"q8x{len(self._head)}s{layout.fixed.size}x"
 
     def read(self, row: bytes) -> Found:
         values = self._layout.values(row, self._time)
@@ -197,17 +197,19 @@ class Reading:
     def read_all(self, rows: Sequence[bytes]) -> list[Found] | None:
         """All at once, if each is of this layout and holds numbers only and no null; else None."""
         joined, width = b"".join(rows), self._width
-        if width is None or not self._alike(joined, len(rows), width):
+        if width is None or len(joined) != len(rows) * width:
+            return None
+        said = _repeated(self._time_and_head, len(rows)).unpack(joined)
+        if said[1::2].count(self._head) != len(rows):
             return None
         values: Iterator[Values] = self._values.iter_unpack(joined)
-        # Not `struct.unpack`, which would keep a format for each number of rows.
-        times = struct.Struct(">" + self._time_of * len(rows)).unpack(joined)
-        return list(zip(times, values if self._pick is None else map(self._pick, values), strict=True))
+        return list(zip(said[::2], values if self._pick is None else map(self._pick, values), strict=True))
 
-    def _alike(self, joined: bytes, rows: int, width: int) -> bool:
-        """Whether each row has this layout's id and no null bit, compared byte by byte of all rows at once."""
-        columns = enumerate(self._head, start=TIMES.size)
-        return len(joined) == rows * width and all(joined[at::width] == bytes((byte,)) * rows for at, byte in columns)
+
+@lru_cache(maxsize=8)
+def _repeated(form: str, times: int) -> struct.Struct:
+    """What reads as many at once: to step from row to row costs more than what is read of each."""
+    return struct.Struct(">" + form * times)
 
 
 def _code(value: Any) -> Code:

@@ -114,11 +114,14 @@ class FeastHashes:
 
 @dataclass(frozen=True)
 class FeastStatement:
-    """Feast's format in SQLite: row i is `statement` with `parameters[i]`, its key first, into what `table` makes."""
+    """Feast's format in SQLite: row i is `statement` with the i-th of each column, into what `table` makes.
+
+    The first column is what the table is ordered by.
+    """
 
     table: str
     statement: str
-    parameters: Sequence[tuple[Any, ...]]
+    columns: Sequence[Sequence[Any]]
 
 
 class Readings(dict[bytes, Reading]):
@@ -134,7 +137,7 @@ class Readings(dict[bytes, Reading]):
 
     def read(self, rows: Sequence[bytes | None]) -> Sequence[Found | None]:
         """In order; rows of one layout are read at once, since most tables have but one."""
-        held = [row for row in rows if row is not None]
+        held: Sequence[bytes] = rows if all(rows) else [row for row in rows if row is not None]  # type: ignore[assignment]
         found = self[held[0][16:24]].read_all(held) if len(held) >= MANY else None
         if found is None:
             found = [self[row[16:24]].read(row) for row in held]
@@ -158,7 +161,8 @@ class Reader:
         One round trip for all tables. Values are in the order of the table's features, None where the row has
         no such feature. Safe from any thread; raises OnlineStoreUnavailableError.
         """
-        said = {id(some): list(map(orjson.dumps, some)) for some in keys}  # views of one entity share theirs
+        distinct = {id(some): some for some in keys}  # views of one entity share theirs
+        said = {which: list(map(orjson.dumps, some)) for which, some in distinct.items()}
         wanted = [(table, said[id(some)]) for table, some in zip(self._tables, keys, strict=True)]
         answers = self._store.fetch(wanted)
         return [readings.read(rows) for readings, rows in zip(self._readings, answers, strict=True)]
@@ -432,12 +436,15 @@ class SqlitePackedStore(PackedStore):
             newer = [
                 at for at, (row, old) in enumerate(zip(rows, held, strict=True)) if old is None or not _older(row, old)
             ]
-            changed = [(table, keys[at], *TIMES.unpack_from(rows[at]), rows[at]) for at in newer]
-            connection.executemany("REPLACE INTO packed_rows VALUES (?, ?, ?, ?, ?)", sorted(changed))
+            newer.sort(key=keys.__getitem__)
+            changed = ((table, keys[at], *TIMES.unpack_from(rows[at]), rows[at]) for at in newer)
+            connection.executemany("REPLACE INTO packed_rows VALUES (?, ?, ?, ?, ?)", changed)
             if batch.beside is not None:
                 connection.execute(batch.beside.table)
-                beside = batch.beside.parameters[part]
-                connection.executemany(batch.beside.statement, sorted(beside[at] for at in newer))
+                columns = [column[part] for column in batch.beside.columns]
+                newer.sort(key=columns[0].__getitem__)
+                cells = [map(column.__getitem__, newer) for column in columns]
+                connection.executemany(batch.beside.statement, zip(*cells, strict=True))
         return len(newer)
 
     def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> Sequence[Sequence[bytes | None]]:
@@ -459,7 +466,7 @@ class SqlitePackedStore(PackedStore):
         found: list[tuple[bytes | None, ...]] = []
         for chunk in _chunks(keys, self.KEYS):
             found += connection.execute(_by_keys(len(tables), len(chunk)), (*tables, *chunk)).fetchall()
-        return list(zip(*found, strict=True)) if found else [()] * len(tables)
+        return [[row[at] for row in found] for at in range(len(tables))]
 
     def _scan(self, table: str) -> Iterator[tuple[bytes, bytes]]:
         """In the order of the keys; each chunk is a read of its own, so that no reader holds back a checkpoint."""
@@ -569,8 +576,11 @@ class RedisPackedStore(PackedStore):
         return ("EVAL", self.KEEP_NEWEST, len(hashes), *given, *chain.from_iterable(rows))
 
     def fetch(self, asked: Sequence[tuple[str, Sequence[bytes]]]) -> Sequence[Sequence[bytes | None]]:
-        """The bytes that say the keys are made once for all tables of the same keys."""
-        said = {id(keys): b"".join([b"$%d\r\n%b\r\n" % (len(key), key) for key in keys]) for _, keys in asked}
+        """Bytes that say the keys are made once for all tables of the same keys."""
+        distinct = {id(keys): keys for _, keys in asked}
+        said = {
+            which: b"".join([b"$%d\r\n%b\r\n" % (len(key), key) for key in keys]) for which, keys in distinct.items()
+        }
         commands = [_hmget(table, len(keys)) + said[id(keys)] for table, keys in asked if keys]
         whole = b"".join(commands), len(commands)
         with self.answers():

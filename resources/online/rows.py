@@ -148,11 +148,7 @@ def _statement(
     event, made = _sqlite_times(event_ts), [None if us == NEVER else us for us in created.tolist()]
     told = made if not any(made) else [us and second for us, second in zip(made, _sqlite_times(created), strict=True)]
     cells = [cell for column, text in zip(values, texts, strict=True) for cell in (column, text)]
-    return FeastStatement(
-        sqlite_schema(view),
-        sqlite_upsert(view),
-        list(zip(entity_keys, event, told, *cells, strict=True)),
-    )
+    return FeastStatement(sqlite_schema(view), sqlite_upsert(view), [entity_keys, event, told, *cells])
 
 
 def sqlite_upsert(view: OnlineView) -> str:
