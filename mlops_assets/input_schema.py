@@ -165,9 +165,11 @@ class InputSchema:
         else:
             numbers = map(self._numbers, rows) if self._codes or self._arrays else rows
         packed = _packed([*chain.from_iterable(numbers)], len(rows) * len(self.numbers))
-        if packed is None or INFINITE[0] in packed or INFINITE[1] in packed:
+        if packed is None:
             return None
         matrix = np.frombuffer(packed, np.float32)
+        if any(end in packed for end in INFINITE) and np.isinf(matrix).any():
+            return None
         if by_column:
             return np.ascontiguousarray(matrix.reshape(len(self.numbers), len(rows)).T)
         return matrix.reshape(len(rows), len(self.numbers))
