@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets.trainers import Trainer, TrainerParameterError, UnsafeModelFileError, model_file
-from mlops_assets.trainers.graphs.runtime import WANTED, Runner
+from mlops_assets.trainers.graphs.runtime import WANTED, session_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,12 +41,12 @@ class Given:
     def predictor(self, path: Path) -> Predictor:
         import numpy as np
 
-        runner = Runner(path, self.graph)
-        (asked,) = runner.session.get_inputs()
-        dtype, name, outputs, run = NUMBERS[asked.type], asked.name, [self.output], runner.run
+        session = session_of(path, self.graph)
+        (asked,) = session.get_inputs()
+        dtype, name, outputs, run = NUMBERS[asked.type], asked.name, [self.output], session.run
 
         def predict(x: np.ndarray) -> np.ndarray:
-            answer = run(outputs, {name: x.astype(dtype, copy=False)}, len(x))
+            answer = run(outputs, {name: x.astype(dtype, copy=False)})[0]
             return answer.reshape(len(x), -1)[:, self.column].astype(np.float64)
 
         return predict
@@ -73,7 +73,7 @@ class _Onnx(Trainer):
                 raise self._problem(name, "is not known", f"It knows: {', '.join(KNOWN)}.")
         path, graph = self._read(settings)
         refuse_code(path, graph)
-        session = Runner(path, graph).session
+        session = session_of(path, graph)
         self._refuse_inputs(session, x.shape[1])
         output = self._output(session, settings.get("output"))
         given = Given(graph, output, int(settings.get("column", -1)))

@@ -8,7 +8,6 @@ bytes, because parsing a file twice would double what waking a model costs.
 from __future__ import annotations
 
 import json
-import os
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,33 +22,7 @@ if TYPE_CHECKING:
 FILE = "serving.onnx"
 MADE_FROM = "made_from"  # in the graph's own metadata: the native files, by name, and their hashes
 ELSEWHERE = (b"location", b"EPContext")  # weights in another file, a blob made for other hardware
-FEW = 64  # rows
 WANTED = "an ONNX graph that holds its own weights"
-
-
-class Runner:
-    """A graph in ONNX Runtime, on the CPU. `path` is only for what an error says. Safe to call from several threads.
-
-    A few rows are answered by the thread that asks: handing them to others takes longer than a row does. For many
-    there is a second session on every core, made when it is first needed.
-    """
-
-    def __init__(self, path: Path, graph: bytes) -> None:
-        self._path, self._graph = path, graph
-        self.session = _session(path, graph, 1)
-        self._few = self.session.run
-        self._many: Any = None
-
-    def run(self, outputs: list[str], inputs: dict[str, Any], rows: int) -> np.ndarray:
-        """The first of the outputs."""
-        answer: np.ndarray = (self._few if rows <= FEW else self._many or self._wide())(outputs, inputs)[0]
-        return answer
-
-    def _wide(self) -> Any:
-        """Two threads that come here at once make one session too many, which is dropped."""
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._many = self._few if cores == 1 else _session(self._path, self._graph, cores).run
-        return self._many
 
 
 def load(directory: Path) -> Predictor:
@@ -61,24 +34,32 @@ def load(directory: Path) -> Predictor:
     graph = path.read_bytes()
     if any(word in graph for word in ELSEWHERE):
         raise UnsafeModelFileError.of(path, WANTED, "one that names another file")
-    runner = Runner(path, graph)
-    _refuse_other_origin(directory, runner.session.get_modelmeta().custom_metadata_map.get(MADE_FROM))
-    outputs, run = ["y"], runner.run
-    return lambda x: run(outputs, {"x": x}, len(x))
+    session = session_of(path, graph)
+    _refuse_other_origin(directory, session.get_modelmeta().custom_metadata_map.get(MADE_FROM))
+    outputs, run = ["y"], session.run
+
+    def predict(x: np.ndarray) -> np.ndarray:
+        answer: np.ndarray = run(outputs, {"x": x})[0]
+        return answer
+
+    return predict
 
 
-def _session(path: Path, graph: bytes, threads: int) -> Any:
+def session_of(path: Path, graph: bytes) -> Any:
+    """A graph in ONNX Runtime, on the CPU and on the thread that asks. `path` is only for what an error says.
+
+    Handing rows to other threads takes longer than a few rows do, and for many it gains only where those threads wait
+    by spinning, which takes the cores from whoever answers beside.
+    """
     import onnxruntime
 
     if graph[:1] == b"\x80":
         raise UnsafeModelFileError.of(path, WANTED, "a pickle")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # it keeps what the largest batch took; a row is answered as fast without
-    # threads that wait by spinning take the cores from whoever answers beside
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as problem:  # ONNX Runtime's errors share no base of their own
