@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from resources.online import feast_wire
@@ -112,6 +112,7 @@ def test_entity_keys_are_feasts(rows: list[tuple[Any, ...]]) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(values=st.lists(st.none() | st.floats() | st.integers(-9, 9).map(float), max_size=9), power=st.integers(-30, 30))
+@example(values=[1e-4, 9.999999999999999e-05, 1e16, 9999999999999998.0, -1e16, -0.0, 5e-324], power=0)
 def test_floats_are_shown_as_python_shows_them(values: list[float | None], power: int) -> None:
     """As Feast's SQLite store writes them beside the bytes, with exponents and without."""
     scaled = [value if value is None else value * 10.0**power for value in values]

@@ -121,6 +121,38 @@ def test_a_reader_outlives_a_change_of_the_schema(store: PackedStore) -> None:
     assert reader.read([[("new",), ("old",)]]) == [[(1, (None, "two")), (1, (1, 2))]]
 
 
+def test_a_reader_takes_more_tables_and_keys_than_a_statement_does(store: PackedStore) -> None:
+    """Tables of the same keys are read together, and each row is still its own table's and its own key's."""
+    tables = [f"flights__view_{at}" for at in range(40)]
+    for at, table in enumerate(tables):
+        store.write(table, [((number,), number, {"x": 1000 * at + number}) for number in range(at, 1_500, 7)])
+    many, few = [(number,) for number in range(1_499, -1, -1)], [(39,), ("39",), (39,)]
+    found = store.reader([TableRead(table, ("x",)) for table in (*tables, *tables[:2])]).read([many] * 40 + [few] * 2)
+    for at, rows in enumerate(found[:40]):
+        there = [number >= at and (number - at) % 7 == 0 for (number,) in many]
+        assert rows == [(n, (1000 * at + n,)) if held else None for (n,), held in zip(many, there, strict=True)]
+    assert found[40:] == [[None] * 3, [None] * 3]
+    assert store.reader([TableRead(tables[4], ("x",))]).read([few]) == [[(39, (4039,)), None, (39, (4039,))]]
+
+
+numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.just(1.5)
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    rows=st.lists(st.tuples(st.sampled_from(["ab", "ba", "ac"]), numbers, numbers), max_size=9),
+    gaps=st.sets(st.integers(0, 9)),
+)
+def test_many_rows_are_read_as_each_would_be(store: PackedStore, rows: list[Any], gaps: set[int]) -> None:
+    """Rows of numbers are read at once if they are alike, and one by one if a null or another layout is among them."""
+    table = f"t{uuid4().hex}"
+    held = {at: (at - 5, dict(zip(names, values, strict=True))) for at, (names, *values) in enumerate(rows)}
+    store.write(table, [((at,), *row) for at, row in held.items() if at not in gaps])
+    (found,) = store.reader([TableRead(table, ("b", "a"))]).read([[(at,) for at in held]])
+    expected = [None if at in gaps else (time, (row.get("b"), row.get("a"))) for at, (time, row) in held.items()]
+    assert found == expected
+
+
 cells = st.one_of(
     st.none(),
     st.booleans(),
