@@ -222,9 +222,11 @@ async def woken(serving: Serving, model: str, served: Served) -> Traffic:
 async def _rest(message: Any, receive: Receive) -> bytes:
     """A body that comes in parts, read no further than the limit whatever its header claims."""
     parts: list[bytes] = []
+    size = 0
     while message["type"] != "http.disconnect":
         parts.append(message.get("body", b""))
-        if sum(map(len, parts)) > MAX_BODY:
+        size += len(parts[-1])
+        if size > MAX_BODY:
             raise InvalidRequestError(
                 [Problem(f"the body is over {MAX_BODY // 2**20} MiB", "Send fewer rows in a request.")], 413
             )
