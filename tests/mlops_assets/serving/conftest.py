@@ -10,7 +10,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -178,14 +178,16 @@ def platform(home: Path, make_bundle: Callable[..., Path]) -> Iterator[Platform]
 
 
 @contextmanager
-def _served(target: dict[str, Any], log: Path, without: str = "") -> Iterator[httpx.Client]:
+def _started(
+    command: Callable[[int], tuple[list[str], dict[str, str]]], log: Path, **options: Any
+) -> Iterator[httpx.Client]:
+    """A server on a free port, from argv and environment for it; it must end by itself when it is told to."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    argv, env = serve_command(port, **target)
-    env.pop(without, None)
+    argv, env = command(port)
     with log.open("ab") as output:
-        process = subprocess.Popen(argv, env=env, stdout=output, stderr=output, start_new_session=True)
+        process = subprocess.Popen(argv, env=env, stdout=output, stderr=output, start_new_session=True, **options)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             wait_until_ready(process, client, log)
@@ -199,6 +201,15 @@ def _served(target: dict[str, Any], log: Path, without: str = "") -> Iterator[ht
                 os.killpg(process.pid, signal.SIGKILL)
 
 
+def _served(target: dict[str, Any], log: Path, without: str = "") -> AbstractContextManager[httpx.Client]:
+    def command(port: int) -> tuple[list[str], dict[str, str]]:
+        argv, env = serve_command(port, **target)
+        env.pop(without, None)
+        return argv, env
+
+    return _started(command, log)
+
+
 def wait_until_ready(process: subprocess.Popen[bytes], client: httpx.Client, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
@@ -209,6 +220,12 @@ def wait_until_ready(process: subprocess.Popen[bytes], client: httpx.Client, log
             pass
         time.sleep(0.05)
     raise AssertionError(f"the server did not become ready:\n{log.read_text()[-4000:]}")
+
+
+@pytest.fixture(scope="session")
+def started() -> Callable[..., Any]:
+    """`with started(command, log, cwd=...) as client`: any server; `command(port)` gives argv and environment."""
+    return _started
 
 
 @pytest.fixture(scope="session")

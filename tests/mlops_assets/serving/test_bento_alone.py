@@ -12,10 +12,8 @@ import os
 import platform
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +124,7 @@ def test_a_bento_needs_neither_orchestrator_nor_registry(built: Built) -> None:
 
 
 @pytest.fixture(scope="module")
-def alone(built: Built) -> Iterator[httpx.Client]:
+def alone(built: Built, started: Callable[..., Any]) -> Iterator[httpx.Client]:
     """The entrypoint of the image in a fresh environment of its requirements, where the project cannot be imported."""
     context = built.context
     uv = [str(Path(sys.executable).with_name("uv"))]
@@ -136,8 +134,6 @@ def alone(built: Built) -> Iterator[httpx.Client]:
         ["pip", "install", "-q", "--python", str(context / ".venv"), "-r", "env/python/requirements.txt"],
     ):
         subprocess.run([*uv, *command], cwd=context, env=install, check=True)
-    port = free_port()
-    log = (context / "server.log").open("ab")
     environment = {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "HOME": str(context),
@@ -145,41 +141,16 @@ def alone(built: Built) -> Iterator[httpx.Client]:
         "BENTO_PATH": str(context),
         "BENTOML_DO_NOT_TRACK": "true",
     }
-    command = ["bash", "env/docker/entrypoint.sh", "--host", "127.0.0.1", "--port", str(port)]
-    process = subprocess.Popen(command, cwd=context, env=environment, stdout=log, stderr=log, start_new_session=True)
+
+    def command(port: int) -> tuple[list[str], dict[str, str]]:
+        where = ["--host", "127.0.0.1", "--port", str(port)]
+        return ["bash", "env/docker/entrypoint.sh", *where], environment
+
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            wait_until_ready(process, client, context / "server.log")
+        with started(command, context / "server.log", cwd=context) as client:
             yield client
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=20)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            log.close()
-            shutil.rmtree(context / ".venv")
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
-def wait_until_ready(process: subprocess.Popen[bytes], client: httpx.Client, log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            if client.get("/readyz").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.05)
-    raise AssertionError(f"the Bento did not become ready:\n{log.read_text()[-4000:]}")
+        shutil.rmtree(context / ".venv")
 
 
 @pytest.mark.slow
