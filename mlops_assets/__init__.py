@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mlops_assets.declarations import (
+        Approval as Approval,
+    )
+    from mlops_assets.declarations import (
         Constant as Constant,
     )
     from mlops_assets.declarations import (
@@ -108,6 +111,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "Approval",
     "Bool",
     "Constant",
     "DeclarationError",

@@ -745,7 +745,10 @@ class Monitor:
     columns over it that makes the whole dataset drifted; `metric_drop` how far the live metric may
     fall below the holdout's; `fallback_share` the share of a day's answers for which a view may lack a
     usable row; reports look back over `window`, and say nothing on fewer than `min_rows` rows; `cooldown`
-    is the least time between two retrainings.
+    is the least time between two retrainings. A label that is not known `maturity` after its event never will be.
+    The data pipeline is at fault, not the world, when the share of nulls of an input rose by more than
+    `null_share_rise` (0 to 1), or when more answers than `fallback_share` found no usable row: then people are alerted,
+    and nothing is retrained.
     """
 
     psi: float = 0.2
@@ -755,6 +758,19 @@ class Monitor:
     window: timedelta = timedelta(days=7)
     min_rows: int = 500
     cooldown: timedelta = timedelta(days=7)
+    maturity: timedelta = timedelta(days=2)
+    null_share_rise: float = 0.1
+
+
+@dataclass(frozen=True)
+class Approval:
+    """A person's word before a candidate that passed its gate becomes champion; it waits for `expires`, no longer."""
+
+    expires: timedelta = timedelta(days=7)
+
+    def __post_init__(self) -> None:
+        if self.expires <= timedelta(0):
+            raise DeclarationError.of("Approval", "expires", self.expires, "a positive duration", "Give days.")
 
 
 @dataclass(frozen=True)
@@ -778,6 +794,7 @@ class ModelPipeline:
     serve: Serve = Serve()
     monitor: Monitor = Monitor()
     parity: Parity = Parity()
+    approval: Approval | None = None
     postprocess: PostProcessing | None = None
     description: str = ""
     owners: tuple[str, ...] = ()

@@ -9,7 +9,8 @@ import logging
 import time
 import urllib.error
 import urllib.request
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from http.client import HTTPException
 from typing import Any, Literal
 
@@ -23,12 +24,20 @@ RETRIED = frozenset({408, 425, 429})  # of the client errors, those that another
 
 @dataclass(frozen=True)
 class Alert:
-    """What happened, to what, why, and where to look. `text` is one line."""
+    """What happened, to what, why, what to do, and where to look. `text` and `suggestion` are a line each.
+
+    Alerts of one `group` (a model's id, say) are told together; the same `key`, by default the title, is told once
+    while it lasts. `links` are further pages by name.
+    """
 
     title: str
     text: str
     severity: Severity = "error"
     link: str | None = None
+    suggestion: str = ""
+    group: str = ""
+    key: str = ""
+    links: Mapping[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         return f"{self.title}: {self.text}" + (f" ({self.link})" if self.link else "")
@@ -56,7 +65,8 @@ class AlertResource(dg.ConfigurableResource[Any]):
         return f"{self.dagster_url.rstrip('/')}/runs/{run_id}"
 
     def _deliver(self, url: str, alert: Alert) -> bool:
-        body = json.dumps({**asdict(alert), "text": str(alert)}).encode()
+        told = {name: value for name, value in asdict(alert).items() if value or name == "link"}
+        body = json.dumps({**told, "text": str(alert)}).encode()
         problem = "no attempt is allowed (attempts is 0)"
         for attempt in range(self.attempts):
             time.sleep(self.backoff_seconds * (2**attempt - 1))
