@@ -35,6 +35,10 @@ class Inputs(Protocol):
         """The values as they were given or found; None where missing."""
         ...
 
+    def columns(self) -> Sequence[Any]:
+        """The same by input: each something that `polars.Series` takes."""
+        ...
+
     def take(self, places: Sequence[int]) -> Inputs: ...
 
 
@@ -49,6 +53,9 @@ class RowInputs:
 
     def rows(self) -> Sequence[Sequence[Any]]:
         return self.values
+
+    def columns(self) -> Sequence[Sequence[Any]]:
+        return list(zip(*self.values, strict=True))
 
     def take(self, places: Sequence[int]) -> RowInputs:
         return RowInputs([self.values[place] for place in places])
@@ -65,6 +72,9 @@ class FrameInputs:
 
     def rows(self) -> Sequence[Sequence[Any]]:
         return self.frame.rows()
+
+    def columns(self) -> Sequence[pl.Series]:
+        return self.frame.get_columns()
 
     def take(self, places: Sequence[int]) -> FrameInputs:
         return FrameInputs(self.frame[list(places)])

@@ -3,7 +3,8 @@
 An answer to a few rows is told in bytes at once, some microseconds, and queued; a thread numbers and writes what is
 queued every 0.1 s, so 0.2 s is the most a kill loses. Telling them in the thread would take as long and, since it
 shares the interpreter with whoever answers, cost both as much again in waiting for their turns. Answers to many rows
-are told there all the same, in short slices: their request should not wait for it.
+are told there all the same, in short slices: their request should not wait for it. Where such rows brought their
+inputs, Polars tells them column by column, in half the time and mostly without the interpreter.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from functools import lru_cache
+from io import BytesIO
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -26,14 +28,16 @@ import orjson
 from mlops_assets.serving.plan import moment_of
 
 if TYPE_CHECKING:
+    import polars as pl
+
     from mlops_assets.serving.answers import Answers
 
 FLUSH_SECONDS = 0.1
 QUEUE_ROWS = 100_000  # about 100 MB of rows at worst
 FEW_ROWS = 8  # told while their request waits
-SLICE_ROWS = 32  # about 0.2 ms of work
+SLICE_ROWS = 32  # about 0.2 ms of work, row by row
 WRITTEN_ROWS = 1024  # about a megabyte
-TAKEN_ROWS = 256  # of a frame become Python values at once
+TAKEN_ROWS = 256  # of a frame become Python values, or lines, at once
 ASIDE_SECONDS = 0.0002
 SHADOW = ".shadow.jsonl"  # answers that nobody was given, in files of their own: no report may mix them in
 logger = logging.getLogger(__name__)
@@ -166,6 +170,11 @@ def _beginnings(told: Told, between: Callable[[], None]) -> Iterator[bytes]:
     if isinstance(told, list):
         yield from told
         return
+    if told.looked is None and (slices := _by_columns(told)) is not None:
+        for beginnings in slices:
+            yield from beginnings
+            between()
+        return
     for place, row in enumerate(_many(told), 1):
         yield _beginning(row)
         if place % SLICE_ROWS == 0:
@@ -210,18 +219,72 @@ def _many(answers: Answers) -> Iterator[Row]:
             yield _row(answers, place, values)
 
 
-def _row(answers: Answers, place: int, values: Sequence[Any]) -> Row:
-    question, variant = answers.question, answers.variant
-    looked = answers.looked[place] if answers.looked is not None else None
+def _by_columns(answers: Answers) -> Iterator[list[bytes]] | None:
+    """The beginnings of rows that brought their inputs, a slice at a time; None where it takes a look at each row.
+
+    What all have in common is told once.
+    """
+    import polars as pl
+
+    shapes = {
+        "keys": answers.question.keys,
+        "inputs": dict(zip(answers.names, answers.inputs.columns(), strict=True)),
+        "outputs": answers.outputs,
+    }
+    alike = {**_alike(answers), "event_times": {}, "fallbacks": [], **{name: {} for name in shapes if not shapes[name]}}
+    try:
+        each = {name: _struct(columns) for name, columns in shapes.items() if columns}
+        predictions = pl.Series(answers.predictions, dtype=pl.Float64)
+        frame = pl.DataFrame({"request_id": pl.Series(answers.question.ids), "prediction": predictions, **each})
+    except (TypeError, ValueError, pl.exceptions.PolarsError):
+        return None
+    end = b"," + orjson.dumps(alike)[1:-1]
+    return ([line + end for line in _told_of(part)] for part in frame.iter_slices(TAKEN_ROWS))
+
+
+def _struct(columns: Mapping[str, Sequence[Any]]) -> pl.Series:
+    import polars as pl
+
+    return pl.DataFrame([_series(name, values) for name, values in columns.items()]).to_struct()
+
+
+def _series(name: str, values: Sequence[Any]) -> pl.Series:
+    """One column, whole and other numbers together as the latter. Raises TypeError for values of other natures."""
+    import polars as pl
+
+    try:
+        return pl.Series(name, values)
+    except TypeError:
+        return pl.Series(name, values, dtype=pl.Float64)
+
+
+def _told_of(part: pl.DataFrame) -> list[bytes]:
+    """Each row as JSON without its closing brace. Within a text a new line is escaped, so none is cut."""
+    told = BytesIO()
+    part.write_ndjson(told)
+    return told.getvalue().split(b"}\n")[:-1]
+
+
+def _alike(answers: Answers) -> Row:
+    """What all rows of a request have in common."""
+    variant = answers.variant
     return {
-        "request_id": question.ids[place],
-        "at": question.at,
+        "at": answers.question.at,
         "release": variant.release,
         "version": variant.version,
         "variant": variant.role,
         "instead_of": answers.instead_of,
-        "prediction": answers.predictions[place],
         "latency_ms": round(answers.latency_ms, 3),
+    }
+
+
+def _row(answers: Answers, place: int, values: Sequence[Any]) -> Row:
+    question = answers.question
+    looked = answers.looked[place] if answers.looked is not None else None
+    return {
+        "request_id": question.ids[place],
+        **_alike(answers),
+        "prediction": answers.predictions[place],
         "keys": {name: column[place] for name, column in question.keys.items()},
         "inputs": dict(zip(answers.names, values, strict=True)),
         "event_times": {view: moment_text(us) for view, us in looked.event_times.items()} if looked is not None else {},

@@ -67,13 +67,13 @@ class Values:
 class ColumnInputs:
     """Many rows of all inputs, column by column in the plan's order."""
 
-    columns: Sequence[Values]
+    given: Sequence[Values]
 
     def matrix(self, schema: InputSchema) -> NDArray[np.float32]:
         """As `InputSchema.encode` has it, for columns that were found valid."""
-        matrix = np.empty((self.columns[0].size, len(schema.numbers)), np.float32)
+        matrix = np.empty((self.given[0].size, len(schema.numbers)), np.float32)
         at = 0
-        for column, values in zip(schema.columns, self.columns, strict=True):
+        for column, values in zip(schema.columns, self.given, strict=True):
             width = column.size or 1
             numbers = column.codes(values.data) if column.dtype == "String" else values.numbers()
             matrix[:, at : at + width] = np.asarray(numbers).reshape(-1, width)
@@ -81,10 +81,13 @@ class ColumnInputs:
         return matrix
 
     def rows(self) -> list[Row]:
-        return list(zip(*(values.to_list() for values in self.columns), strict=True))
+        return list(zip(*(values.to_list() for values in self.given), strict=True))
+
+    def columns(self) -> list[Any]:
+        return [values.data if values.dtype == "Float64" else values.to_list() for values in self.given]
 
     def take(self, places: Sequence[int]) -> ColumnInputs:
-        return ColumnInputs([values.take(places) for values in self.columns])
+        return ColumnInputs([values.take(places) for values in self.given])
 
 
 def asked_rows(columns: Mapping[str, Values]) -> list[dict[str, Any]]:

@@ -6,11 +6,13 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from time import perf_counter, sleep, time
 from typing import Any
 
+import numpy as np
 import orjson
 import polars as pl
 import pytest
@@ -20,7 +22,8 @@ from mlops_assets.serving.plan import Fallback, Looked, microseconds
 from mlops_assets.serving.prediction_log import PredictionLog
 from mlops_assets.serving.prediction_log import lines as prediction_lines
 from mlops_assets.serving.prediction_log.lines import NEAR_BYTES
-from mlops_assets.serving.prediction_log.writer import FLUSH_SECONDS
+from mlops_assets.serving.prediction_log.writer import FLUSH_SECONDS, _beginning, _by_columns, _many
+from mlops_assets.serving.wire.columns import ColumnInputs, Values
 from resources.releases import Variant
 
 MODEL = "flights/late_arrival"
@@ -41,6 +44,43 @@ def answered(*ids: str, at: datetime = NOON, model: str = MODEL, temp: float | N
     question = Question(at, ids, {"origin": ["EWR"] * len(ids)}, asked=[{}] * len(ids))
     told = {"variant": CHAMPION, "looked": looked, "latency_ms": 1.5, **rest}
     return Answers(model, told.pop("variant"), question, NAMES, RowInputs(values), [0.25] * len(ids), **told)
+
+
+COLUMNS: dict[str, tuple[str, list[Any]]] = {
+    "distance": ("Float64", [200.0, None, 1e-7]),
+    "stops": ("Int64", [2**53 + 1, None, 0]),
+    "tail": ("String", ['N"1}\n', None, "\u00e9\u2028"]),
+    "wet": ("Bool", [True, None, False]),
+    "place": ("Float64Array", [[0.5, 1.0], None, [0.1, -3.0]]),
+}
+
+
+def brought(kind: str, times: int = 100, **rest: Any) -> Answers:
+    """What was said to many rows that brought their inputs, as each format gives them."""
+    values = {name: column * times for name, (_, column) in COLUMNS.items()}
+    rows = list(zip(*values.values(), strict=True))
+    if kind == "frame":
+        inputs: Any = FrameInputs(pl.DataFrame(values))
+    elif kind == "columns":
+        inputs = ColumnInputs([as_column(name, column) for name, column in values.items()])
+    else:
+        inputs = RowInputs(rows)
+    ids = [f"id {place}" for place in range(len(rows))]
+    question = Question(NOON, ids, {"origin": ["EWR", None, "JFK"] * times}, None, inputs)
+    predictions = [0.25, 1 / 3, float("nan")] * times
+    told = {"outputs": {"late": [True, False, None] * times}, "latency_ms": 1.5, **rest}
+    return Answers(MODEL, CHAMPION, question, tuple(COLUMNS), inputs, predictions, **told)
+
+
+def as_column(name: str, column: list[Any]) -> Values:
+    dtype = COLUMNS[name][0]
+    if dtype == "String":
+        return Values(dtype, column)
+    missing = np.array([value is None for value in column])
+    if dtype == "Float64":
+        return Values(dtype, np.array(column, dtype=np.float64))
+    instead: Any = [0.0, 0.0] if dtype == "Float64Array" else 0
+    return Values(dtype, np.array([instead if value is None else value for value in column]), missing)
 
 
 @pytest.fixture
@@ -72,6 +112,42 @@ def test_an_answer_is_read_back_as_it_was_given(log: PredictionLog) -> None:
         {"view": "flights/weather", "keys": {"origin": "EWR"}, "reason": "expired", "used": "nulls"}
     ]
     assert str(frame.schema["at"]) == "Datetime(time_unit='us', time_zone='UTC')"
+
+
+@pytest.mark.parametrize("kind", ["rows", "columns", "frame"])
+def test_many_rows_are_told_by_column_as_each_would_be(kind: str) -> None:
+    """The same names and values, whatever the rows came as, and not one Python value at a time."""
+    answers = brought(kind)
+    slices = _by_columns(answers)
+    assert slices is not None
+    by_column = [orjson.loads(line + b"}") for some in slices for line in some]
+    by_row = [orjson.loads(_beginning(row) + b"}") for row in _many(answers)]
+    assert by_column == by_row
+    assert len(by_row) == 300
+
+
+def test_rows_without_keys_and_outputs_are_told_by_column_too(log: PredictionLog) -> None:
+    answers = brought("rows")
+    answers.question = replace(answers.question, keys={})
+    answers.outputs = {}
+    written(log, answers)
+    frame = log.read(MODEL, DAY)
+    assert frame["seq"].to_list() == list(range(300))
+    assert frame["outputs"].unique().to_list() == ["{}"]
+
+
+def test_whole_and_other_numbers_may_stand_in_one_column() -> None:
+    answers = brought("rows", outputs={"minutes": [1, None, 2.5] * 100})
+    lines = [orjson.loads(line + b"}")["outputs"]["minutes"] for some in _by_columns(answers) or [] for line in some]
+    assert lines == [1, None, 2.5] * 100
+
+
+def test_a_column_of_two_natures_is_told_row_by_row(log: PredictionLog) -> None:
+    """Whatever a stage made, no answer is lost from the log for the shape of it."""
+    answers = brought("rows", outputs={"note": ["a", 1, {"b": 2}] * 100})
+    written(log, answers)
+    notes = [json.loads(note)["note"] for note in log.read(MODEL, DAY)["outputs"]]
+    assert notes == ["a", 1, {"b": 2}] * 100
 
 
 def test_a_day_is_the_utc_day_asked_about(log: PredictionLog) -> None:
