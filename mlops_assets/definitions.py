@@ -6,6 +6,7 @@ of `import dagster`.
 
 import atexit
 import gc
+import time
 import warnings
 
 import dagster as dg
@@ -17,8 +18,10 @@ from mlops_assets.catalog import gather  # noqa: E402  the filter above must com
 from mlops_assets.pipeline import model_definitions, table_definitions  # noqa: E402
 from mlops_assets.promotion import Promotion  # noqa: E402
 from resources.environment import quiet_telemetry, resources_for  # noqa: E402
+from sensors.alerts import alerts_sensor  # noqa: E402
 from sensors.automation import automation_sensor  # noqa: E402
-from sensors.run_failure import run_failure_sensor  # noqa: E402
+from sensors.run_failure import run_failure_sensor, run_recovered_sensor  # noqa: E402
+from sensors.thermal import thermal_sensor  # noqa: E402
 
 # Python's last garbage collection walks every module once more: seconds at the end of a run that trained, for nothing.
 atexit.register(gc.freeze)
@@ -32,7 +35,7 @@ defs = dg.Definitions.merge(
     *catalog.components,
     dg.Definitions(
         resources={**resources, "promotion": Promotion.of(resources)},
-        sensors=[automation_sensor, run_failure_sensor],
+        sensors=[automation_sensor, run_failure_sensor, thermal_sensor(time.time)],
         executor=dg.in_process_executor,  # a process per trivial step costs six times the work itself
     ),
 )
