@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mlops_assets.alerts_cli import alerts
 from mlops_assets.features_cli import features
 from mlops_assets.terminal import console, print_table
 
@@ -28,6 +29,7 @@ app = typer.Typer(
 new = typer.Typer(no_args_is_help=True, help="Write the file of a new declaration.")
 app.add_typer(new, name="new")
 app.add_typer(features, name="features")
+app.command()(alerts)
 
 Model = Annotated[str, typer.Argument(help="The model, as <team>/<name>, e.g. flights/late_arrival")]
 Source = Annotated[str, typer.Argument(help="A source that declares a stream, as <team>/<name>")]

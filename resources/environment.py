@@ -78,7 +78,7 @@ POSTGRES = Setting(
 REDIS = Setting("MLOPS_REDIS_URL", ("redis", "rediss"), "redis://cache:6379/0", "online features", secret=True)
 S3 = Setting("MLOPS_S3_URL", ("s3",), "s3://bucket/prefix", "the lake and the logs; AWS_* hold the credentials")
 # These may be left out; `mlops up` names the two pages by the ports it found.
-WEBHOOK, DAGSTER_URL, MLFLOW_UI_URL = "MLOPS_ALERT_WEBHOOK", "MLOPS_DAGSTER_URL", "MLOPS_MLFLOW_UI_URL"
+DAGSTER_URL, MLFLOW_UI_URL = "MLOPS_DAGSTER_URL", "MLOPS_MLFLOW_UI_URL"
 REPORTS_URL, DEFAULT_REPORTS_URL = "MLOPS_REPORTS_URL", "http://127.0.0.1:3002"
 MLFLOW = Setting(
     "MLOPS_MLFLOW_URL", ("http", "https"), "http://mlflow:5000", "runs and models; MLFLOW_TRACKING_USERNAME, _PASSWORD"
@@ -179,13 +179,15 @@ def _embedded() -> dict[str, Any]:
 
 
 def _alerts() -> Any:
-    """To the webhook that is named, else to the log alone. Its address is a secret: the UI sees the variable's name."""
+    """To every channel that is named, else to the log alone. Addresses are secrets: the UI sees variables' names."""
     from dagster import EnvVar
 
     from resources.alerts import AlertResource
+    from resources.alerts.channels import variables
 
-    named = {"webhook_url": WEBHOOK, "dagster_url": DAGSTER_URL}
-    given: dict[str, Any] = {field: EnvVar(name) for field, name in named.items() if os.environ.get(name)}
+    channels = {name: EnvVar(variable) for name, variable in variables().items() if os.environ.get(variable)}
+    page = {"dagster_url": EnvVar(DAGSTER_URL)} if os.environ.get(DAGSTER_URL) else {}
+    given: dict[str, Any] = {"channels": channels, **page}
     return AlertResource(**given)
 
 
