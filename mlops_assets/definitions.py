@@ -20,6 +20,7 @@ from mlops_assets.promotion import Promotion  # noqa: E402
 from resources.environment import quiet_telemetry, resources_for  # noqa: E402
 from sensors.alerts import alerts_sensor  # noqa: E402
 from sensors.automation import automation_sensor  # noqa: E402
+from sensors.events import events_sensor  # noqa: E402
 from sensors.run_failure import run_failure_sensor, run_recovered_sensor  # noqa: E402
 from sensors.thermal import thermal_sensor  # noqa: E402
 

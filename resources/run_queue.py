@@ -1,0 +1,30 @@
+"""The run queue: Dagster's own, where of all runs of one event only the first is let in.
+
+Web server and daemon each submit runs, and neither knows of the other's: a push that took long and the sensor that
+took its event over would start it twice. Both come through here. A second attempt of a run (a retry, a re-execution)
+has the first as its root and is let in.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dagster._core.run_coordinator import QueuedRunCoordinator
+
+from resources.events import EVENT_TAG, Inbox
+
+if TYPE_CHECKING:
+    import dagster as dg
+    from dagster._core.run_coordinator import SubmitRunContext
+
+
+class RunQueue(QueuedRunCoordinator):
+    """Named in dagster.yaml."""
+
+    def submit_run(self, context: SubmitRunContext) -> dg.DagsterRun:
+        run = context.dagster_run
+        event = run.tags.get(EVENT_TAG)
+        if event is None or run.root_run_id or Inbox().give(event, run.run_id):
+            return super().submit_run(context)
+        self._instance.report_run_canceled(run, f"Event {event!r} has another run, or is not of this platform.")
+        return self._instance.get_run_by_id(run.run_id) or run
