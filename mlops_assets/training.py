@@ -129,6 +129,10 @@ def training_arguments(pipeline: ModelPipeline, cutoff: datetime, training_set: 
         },
         "search": _search_document(pipeline.search),
         "metric": pipeline.gate.metric,
+        "monitor": {
+            "window_seconds": pipeline.monitor.window.total_seconds(),
+            "slice_min_rows": pipeline.gate.slice_min_rows,
+        },
         "newcomers": asdict(newcomers) if newcomers else None,
     }
 
@@ -246,10 +250,12 @@ def _publish(task: Task, model: Any, out: Path) -> np.ndarray:
     predict = load_predictor(task.trainer.framework, beside / "model")
     _write_json(beside / "schema.json", task.schema.to_json())
     _write_json(beside / "golden.json", _golden(task, predict))
-    _baseline(task, predict).write_parquet(beside / "baseline.parquet")
+    baseline = _baseline(task, predict)
+    baseline.write_parquet(beside / "baseline.parquet")
     predictions = predict(task.x(task.parts.holdout))
     columns = _holdout_columns(task.arguments)
     holdout = task.parts.holdout.select(columns).with_columns(pl.Series(PREDICTION, predictions))
+    _write_json(beside / "usual.json", _usual(task, predict, baseline, holdout))
     holdout.write_parquet(out / "holdout.parquet.partial")
     shutil.rmtree(out / "bundle", ignore_errors=True)
     beside.rename(out / "bundle")
@@ -274,6 +280,23 @@ def _baseline(task: Task, predict: Any) -> pl.DataFrame:
     rows = task.parts.learnable.select(task.schema.names)
     sample = rows.sample(min(BASELINE_ROWS, rows.height), seed=task.seed)
     return sample.with_columns(pl.Series(PREDICTION, predict(task.x(sample))))
+
+
+def _usual(task: Task, predict: Any, baseline: pl.DataFrame, holdout: pl.DataFrame) -> dict[str, Any]:
+    """How far the weeks that the model learned from were from each other, and how good it is by slice."""
+    import polars as pl
+
+    from mlops_assets.monitoring.performance import slice_metrics
+    from mlops_assets.monitoring.usual import Usual
+
+    learnable, arguments = task.parts.learnable, task.arguments
+    rows = learnable.select(EVENT_TIMESTAMP, *task.schema.names)
+    rows = rows.with_columns(pl.Series(PREDICTION, predict(task.x(learnable))))
+    judged = holdout.with_columns(pl.col(arguments["label"]).cast(pl.Float64).alias("truth"))
+    slices = slice_metrics(judged, arguments["metric"], arguments["slices"], arguments["monitor"]["slice_min_rows"])
+    window = timedelta(seconds=arguments["monitor"]["window_seconds"])
+    sizes = {column.name: column.size for column in task.schema.columns if column.size is not None}
+    return Usual.of(rows, baseline, window, sizes, slices).to_json()
 
 
 def _holdout_columns(arguments: Mapping[str, Any]) -> list[str]:

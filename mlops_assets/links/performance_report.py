@@ -114,7 +114,7 @@ def judged(model: ModelPipeline, matched: "pl.DataFrame", reference: float) -> "
 def no_drop(result: "PerformanceResult") -> Claim:
     """The live metric holds what the holdout promised; on too few known labels nothing is claimed."""
     measured = "no metric yet" if result.metric is None else f"{result.metric_name} {result.metric:.4f}"
-    losing = ", ".join(f"{score.group}={score.value}" for score in result.losing[:3])
+    losing = ", ".join(f"{loss.score.group}={loss.score.value}" for loss in result.losses[:3])
     return Claim(
         CHECK,
         result.verdict != "metric drop",

@@ -306,9 +306,10 @@ def sturges_edges(past: npt.NDArray[np.generic], now: npt.NDArray[np.generic]) -
 def _counted(reference: pl.Series, current: pl.Series) -> tuple[Shares, Shares]:
     """Counts per value, ordered by value, so that the order of rows cannot change a rounding."""
     if reference.dtype == pl.Boolean:
-        counts = np.array([[len(side) - (true := side.sum()), true] for side in (reference, current)], dtype=np.float64)
-        both = counts[:, counts.any(axis=0)]
-        return both[0], both[1]
+        true = np.array([reference.sum(), current.sum()], dtype=np.float64)
+        flags = np.array([len(reference), len(current)]) - true, true
+        past, now = np.array([count for count in flags if count.any()]).T  # a value that neither side has is none
+        return past, now
     both = _both(reference, current)
     return both["past"].to_numpy().astype(np.float64), both["now"].to_numpy().astype(np.float64)
 

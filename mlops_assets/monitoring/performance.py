@@ -10,8 +10,8 @@ Only ever imported at run time, hence numpy and polars at the top.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Literal, Self
 
@@ -68,6 +68,15 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Loss:
+    """A slice that fell `by` so much (in the metric's own unit) below `reference`, what it had on the holdout."""
+
+    score: Score
+    reference: float
+    by: float
+
+
+@dataclass(frozen=True)
 class CalibrationBin:
     """Predictions in [low, high): their mean probability and the share that came true."""
 
@@ -90,6 +99,7 @@ class PerformanceResult:
     versions: tuple[Score, ...]
     slices: tuple[Score, ...]
     calibration: Calibration
+    slice_references: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -107,11 +117,17 @@ class PerformanceResult:
         return "metric drop" if self.drop > self.limit else "steady"
 
     @property
-    def losing(self) -> tuple[Score, ...]:
-        """The slices that fell below the holdout by more than the limit, the worst first."""
-        gain = METRICS[self.metric_name].gain
-        lost = [(gain(score.metric, self.reference), score) for score in self.slices if score.metric is not None]
-        return tuple(score for by, score in sorted(lost, key=lambda pair: pair[0]) if by < -self.limit)
+    def losses(self) -> tuple[Loss, ...]:
+        """The slices that fell by more than the limit below what they had on the holdout, the worst first.
+
+        A slice without a metric of its own there is held against the whole holdout's.
+        """
+        gain, found = METRICS[self.metric_name].gain, []
+        for score in self.slices:
+            reference = self.slice_references.get(score.group, {}).get(score.value, self.reference)
+            if score.metric is not None and (by := -gain(score.metric, reference)) > self.limit:
+                found.append(Loss(score, reference, by))
+        return tuple(sorted(found, key=lambda loss: -loss.by))
 
     @property
     def calibration_error(self) -> float | None:
@@ -128,6 +144,7 @@ class PerformanceResult:
             "metric_name": self.metric_name,
             "reference": self.reference,
             **{name: value for name, value in measured.items() if value is not None},
+            **{f"metric/{s.group}={s.value}": s.metric for s in self.slices if s.metric is not None},
             "rows": self.rows,
             "pending": self.maturity.pending,
             "unlabelled": self.maturity.unlabelled,
@@ -149,8 +166,12 @@ def performance(
     min_rows: int = 500,
     slices: Sequence[str] = (),
     slice_min_rows: int = 200,
+    slice_references: Mapping[str, Mapping[str, float]] | None = None,
 ) -> PerformanceResult:
-    """Judge what `match` returned: as a whole, by version and by slice, and for probabilities their calibration."""
+    """Judge what `match` returned: as a whole, by version and by slice, and for probabilities their calibration.
+
+    `slice_references` is, by slice column and value, the metric on the holdout.
+    """
     matured = matched.filter(pl.col(STATE) == MATURED)
     probabilities = METRICS[metric_name].task == "classification"
     return PerformanceResult(
@@ -162,7 +183,16 @@ def performance(
         versions=_scores(matured, VERSION, metric_name, slice_min_rows) if VERSION in matured.columns else (),
         slices=tuple(score for name in slices for score in _scores(matured, name, metric_name, slice_min_rows)),
         calibration=calibration(matured) if probabilities else (),
+        slice_references=slice_references or {},
     )
+
+
+def slice_metrics(
+    judged: pl.DataFrame, metric_name: str, slices: Sequence[str], min_rows: int
+) -> dict[str, dict[str, float]]:
+    """By slice column and value, the metric of rows with `truth` and `prediction`; of groups that have enough rows."""
+    scores = {name: _scores(judged, name, metric_name, min_rows) for name in slices}
+    return {name: {s.value: s.metric for s in found if s.metric is not None} for name, found in scores.items()}
 
 
 def match(

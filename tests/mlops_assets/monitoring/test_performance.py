@@ -199,7 +199,7 @@ def test_slices_and_versions_tell_who_lost(noisy: tuple[np.ndarray, np.ndarray])
         scored(truth, broken, carrier=carrier, version=["3"] * 500 + ["4"] * 500), slices=["carrier"], reference=0.8
     )
     assert [(s.value, s.rows) for s in result.slices] == [("UA", 590), ("AA", 400), ("OO", 10)]
-    assert [s.value for s in result.losing] == ["AA"]
+    assert [loss.score.value for loss in result.losses] == ["AA"]
     assert result.slices[2].metric is None
     assert {(s.group, s.value, s.rows) for s in result.versions} == {("version", "3", 500), ("version", "4", 500)}
     assert result.table().height == 5
