@@ -36,7 +36,14 @@ defs = dg.Definitions.merge(
     *catalog.components,
     dg.Definitions(
         resources={**resources, "promotion": Promotion.of(resources)},
-        sensors=[automation_sensor, alerts_sensor, run_failure_sensor, run_recovered_sensor, thermal_sensor(time.time)],
+        sensors=[
+            automation_sensor,
+            events_sensor,
+            alerts_sensor,
+            run_failure_sensor,
+            run_recovered_sensor,
+            thermal_sensor(time.time),
+        ],
         executor=dg.in_process_executor,  # a process per trivial step costs six times the work itself
     ),
 )

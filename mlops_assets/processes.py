@@ -24,6 +24,7 @@ from uuid import uuid4
 import psutil
 
 from resources.environment import DAGSTER_URL, MLFLOW_UI_URL, PROJECT, REPORTS_URL, home, prepare_home, quiet_telemetry
+from resources.events import address_file
 
 MARK = "MLOPS_SUPERVISED_BY"
 LOOPBACK = "127.0.0.1"
@@ -290,6 +291,7 @@ def up(dagster: int = 3000, endpoint: int = 3001, reports: int = 3002, mlflow: i
     for preferred in (dagster, endpoint, reports, mlflow):
         ports.append(free_port(preferred, taken=ports))
     web, serving, pages, tracking = ports
+    address_file().write_text(f"http://{LOOPBACK}:{web}")  # for who pushes events from outside these services
     services = [
         *dagster_services(web, tracking, pages),
         mlflow_service(tracking),
