@@ -134,9 +134,9 @@ def in_bounds(rows: pl.DataFrame, columns: Mapping[str, Field]) -> Claim:
     for name, declared in columns.items():
         low, high = declared.minimum, declared.maximum
         if declared.dtype in ("Float64", "Int64"):
-            found = rows.filter(_outside(pl.col(name), declared))[name]
+            found = rows.filter(out_of_bounds(pl.col(name), declared))[name]
         elif declared.dtype == "Float64Array":
-            element = _outside(pl.element(), declared) | pl.element().is_null()
+            element = out_of_bounds(pl.element(), declared) | pl.element().is_null()
             sized = pl.col(name).list.len() == declared.size
             found = rows.filter(~sized | pl.col(name).list.eval(element).list.any())[name]
         else:
@@ -148,7 +148,7 @@ def in_bounds(rows: pl.DataFrame, columns: Mapping[str, Field]) -> Claim:
     )
 
 
-def _outside(value: pl.Expr, declared: Field) -> pl.Expr:
+def out_of_bounds(value: pl.Expr, declared: Field) -> pl.Expr:
     """Is a number infinite, NaN, or beyond its bounds?"""
     import polars as pl
 

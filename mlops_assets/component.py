@@ -109,23 +109,25 @@ class GateSpec(dg.Model):
 class MonitorSpec(dg.Model):
     """`Monitor`, in days."""
 
-    psi: float = 0.2
-    drifted_share: float = 0.3
-    metric_drop: float = 0.03
-    fallback_share: float = 0.5
+    psi: float = Monitor.psi
+    drifted_share: float = Monitor.drifted_share
+    metric_drop: float = Monitor.metric_drop
+    fallback_share: float = Monitor.fallback_share
     window_days: float = 7
-    min_rows: int = 500
+    min_rows: int = Monitor.min_rows
     cooldown_days: float = 7
+    maturity_days: float = 2
+    null_share_rise: float = Monitor.null_share_rise
+    invalid_share: float = Monitor.invalid_share
+    volume_change: float = Monitor.volume_change
 
     def monitor(self) -> Monitor:
+        given = self.model_dump()
         return Monitor(
-            psi=self.psi,
-            drifted_share=self.drifted_share,
-            metric_drop=self.metric_drop,
-            fallback_share=self.fallback_share,
-            window=timedelta(days=self.window_days),
-            min_rows=self.min_rows,
-            cooldown=timedelta(days=self.cooldown_days),
+            window=timedelta(days=given.pop("window_days")),
+            cooldown=timedelta(days=given.pop("cooldown_days")),
+            maturity=timedelta(days=given.pop("maturity_days")),
+            **given,
         )
 
 

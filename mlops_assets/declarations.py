@@ -747,8 +747,10 @@ class Monitor:
     usable row; reports look back over `window`, and say nothing on fewer than `min_rows` rows; `cooldown`
     is the least time between two retrainings. A label that is not known `maturity` after its event never will be.
     The data pipeline is at fault, not the world, when the share of nulls of an input rose by more than
-    `null_share_rise` (0 to 1), or when more answers than `fallback_share` found no usable row: then people are alerted,
-    and nothing is retrained.
+    `null_share_rise` (0 to 1), when more than `invalid_share` of an input's values are out of their declared bounds or
+    categories that training never saw, when more answers than `fallback_share` found no usable row, or when a day had
+    `volume_change` times as many answers as the days before, or as few: then people are alerted, and nothing is
+    retrained.
     """
 
     psi: float = 0.2
@@ -760,6 +762,19 @@ class Monitor:
     cooldown: timedelta = timedelta(days=7)
     maturity: timedelta = timedelta(days=2)
     null_share_rise: float = 0.1
+    invalid_share: float = 0.05
+    volume_change: float = 4.0
+
+    def __post_init__(self) -> None:
+        for name in ("drifted_share", "fallback_share", "null_share_rise", "invalid_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise DeclarationError.of("Monitor", name, getattr(self, name), "a share from 0 to 1", "Give a share.")
+        for name in ("window", "maturity"):
+            if getattr(self, name) <= timedelta(0):
+                raise DeclarationError.of("Monitor", name, getattr(self, name), "a positive duration", "Give days.")
+        if self.psi <= 0 or self.metric_drop < 0 or self.min_rows < 1 or self.volume_change <= 1:
+            limits = "psi over 0, metric_drop from 0, min_rows from 1, volume_change over 1"
+            raise DeclarationError.of("Monitor", "a limit", self, limits, "Give one within its limits.")
 
 
 @dataclass(frozen=True)
