@@ -20,6 +20,7 @@ from mlops_assets.terminal import console, print_table
 if TYPE_CHECKING:
     from mlops_assets.declarations import ModelPipeline
     from mlops_assets.promotion import Promotion
+    from resources.approvals import Verdict
     from resources.releases import ReleaseRecord, ReleaseStore
 
 OURS = ("feature_assets", "mlops_assets", "model_assets", "resources", "sensors")
@@ -32,6 +33,8 @@ app.add_typer(features, name="features")
 app.command()(alerts)
 
 Model = Annotated[str, typer.Argument(help="The model, as <team>/<name>, e.g. flights/late_arrival")]
+Version = Annotated[str, typer.Argument(help="A registered version, e.g. 3")]
+Reason = Annotated[str, typer.Option("--why", help="Kept with the decision", show_default=False)]
 Source = Annotated[str, typer.Argument(help="A source that declares a stream, as <team>/<name>")]
 Json = Annotated[bool, typer.Option("--json", help="For a program")]
 Why = Annotated[str, typer.Option(help="Written into the history")]
@@ -81,9 +84,13 @@ def promote(
     ] = None,
     why: Why = "promoted by hand",
 ) -> None:
-    """Give a version all traffic and make it the champion."""
+    """Give a version all traffic and make it the champion; where approval is needed, that is yours."""
+    from mlops_assets.approval import tell
+    from resources.environment import resources_for
+
     pipeline, promotion = _of(model)
     _tell(pipeline, promotion.promote(pipeline, version, by=_user(), why=why))
+    tell(pipeline, promotion, resources_for()["alerts"])
 
 
 @app.command()
@@ -91,6 +98,47 @@ def rollback(model: Model, why: Why = "rolled back by hand") -> None:
     """Return to the release before, at once."""
     pipeline, promotion = _of(model)
     _tell(pipeline, promotion.rollback(pipeline, by=_user(), why=why))
+
+
+@app.command()
+def approve(model: Model, version: Version, why: Reason) -> None:
+    """Say yes to a candidate that waits for it; it is released then."""
+    _decide(model, version, "approved", why)
+
+
+@app.command()
+def refuse(model: Model, version: Version, why: Reason) -> None:
+    """Say no to a candidate that waits for approval; the champion stays."""
+    _decide(model, version, "refused", why)
+
+
+@app.command()
+def approvals(
+    model: Annotated[str | None, typer.Argument(help="By default every model")] = None,
+    waiting: Annotated[bool, typer.Option("--waiting", help="Only what may still be decided")] = False,
+    as_json: Json = False,
+) -> None:
+    """Which candidates wait for a person's word, and who said what about the others."""
+    from mlops_assets.history import clock
+    from resources.approvals import ApprovalStore
+
+    store = ApprovalStore()
+    store.expire(_of(model)[0].id if model else None)
+    found = store.waiting(model) if waiting else store.history(model)
+    if as_json:
+        _print_json([vars(one) for one in found])
+        return
+    print_table(
+        "Approvals",
+        ["model", "version", "state", "asked at (UTC)", "expires", "decided at", "by", "why"],
+        [
+            (
+                *(one.model, one.version, one.state, clock(one.asked_at), clock(one.expires_at)),
+                *(clock(one.decided_at), one.by, one.why or one.asked_why),
+            )
+            for one in found
+        ],
+    )
 
 
 @app.command()
@@ -231,57 +279,14 @@ def _touched(table: str, partition: str, as_json: bool) -> None:
     _print_json(document) if as_json else show_touched(document)
 
 
-@app.command()
-def explain(
-    request_id: Annotated[str, typer.Argument(help="The id in the answer, or the event's own that the caller gave")],
-    model: Annotated[str | None, typer.Option(help="Look at this model's answers alone")] = None,
-    as_json: Json = False,
-) -> None:
-    """The receipt of an answer: release, Bento, version, training set, and the rows that it was made of."""
-    from mlops_assets.receipt_text import show_receipt
-    from mlops_assets.receipts import receipts
-    from mlops_assets.records import records
+def _decide(model: str, version: str, verdict: Verdict, why: str) -> None:
+    from mlops_assets.approval import decide
+    from resources.environment import prepare_home, resources_for
 
-    with records() as known:
-        documents = receipts(request_id, known, model)
-    if as_json:
-        _print_json(documents)
-        return
-    for document in documents:
-        show_receipt(document)
-
-
-def _print_json(document: Any) -> None:
-    import json
-
-    typer.echo(json.dumps(document, indent=2, default=str))
-
-
-@new.command("model")
-def new_model(
-    name: Annotated[str, typer.Argument(help="The model, as <team>/<name>")],
-    labels: Annotated[
-        str | None, typer.Option(help="The label table, as <team>/<name>; by default the team's first")
-    ] = None,
-    label: Annotated[str | None, typer.Option(help="The target; by default the label table's first")] = None,
-) -> None:
-    """Write `model_assets/<team>/<name>.py`: a model that materializes as it stands."""
-    from mlops_assets.scaffold import write_model
-
-    typer.echo(f"Wrote {write_model(name, labels, label)}")
-
-
-@new.command("features")
-def new_features(
-    name: Annotated[str, typer.Argument(help="The feature view, as <team>/<name>")],
-    source: Annotated[
-        str | None, typer.Option(help="The table it reads; by default the team's first with a time")
-    ] = None,
-) -> None:
-    """Write `feature_assets/<team>/<name>.py`: a feature view that materializes as it stands."""
-    from mlops_assets.scaffold import write_features
-
-    typer.echo(f"Wrote {write_features(name, source)}")
+    prepare_home()
+    pipeline, promotion = _of(model)
+    word = decide(pipeline, version, verdict, promotion, resources_for()["alerts"], by=_user(), why=why)
+    typer.echo(f"{model}: version {version} is {word.state} by {word.by} since {word.decided_at[:19]}: {word.why}")
 
 
 def _of(model: str) -> tuple[ModelPipeline, Promotion]:

@@ -5,24 +5,31 @@ traffic, then the alias; a new champion begins with the alias and reaches the tr
 Each takes its turn at a model, so that traffic and alias agree when it is over; who was overtaken while it waited
 changes nothing and is told by whom. Each step is idempotent; a process killed between two of them is completed by
 asking again. A serving process that refuses a release changes the traffic alone: `settle` brings the registry after it.
+
+How a candidate that passed its gate takes over is declared, in two parts that are free of each other. `approval` says
+whether a person has to be asked first: until one has said yes the champion stays, and nothing is built or released.
+`Serve.canary` says how it takes the traffic then: `[100]` all at once, more steps one after the other, each judged by
+an online comparison. Neither holds for the first release's share (it takes everything: nothing is there to compare it
+with), but the first one too has to be approved. A person who promotes a version by hand has approved it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
 from mlops_assets.declarations import ModelPipeline, Serve
+from resources.approvals import APPROVED, WAITING, Approval, ApprovalStore
 from resources.champions import ALIAS
 from resources.release_record import Limits, refusals
 from resources.releases import StaleReleaseError
 
 if TYPE_CHECKING:
     from resources.bentos import BentoStore
-    from resources.champions import ChampionStore
-    from resources.mlflow import MlflowResource
+    from resources.champions import ChampionMove, ChampionStore
+    from resources.mlflow import MlflowResource, Version
     from resources.releases import ReleaseRecord, ReleaseStore
 
 GATE = "gate"
@@ -31,6 +38,7 @@ BENTO = "bento"
 ROLLED_BACK = "rolled_back"
 REFUSED_BECAUSE = "refused_because"
 PARITY = "feature_parity"
+APPROVAL, APPROVAL_BECAUSE = "approval", "approval_because"
 
 
 class NotPromotableError(RuntimeError):
@@ -45,6 +53,15 @@ class NotPromotableError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class Crowned:
+    """The champion, None where nothing may be; its move, if it is new; and a newer version that waits for approval."""
+
+    champion: Version | None
+    move: ChampionMove | None
+    waiting: Approval | None
+
+
+@dataclass(frozen=True)
 class Promotion:
     """The stores that a promotion touches."""
 
@@ -52,6 +69,7 @@ class Promotion:
     bentos: BentoStore
     releases: ReleaseStore
     champions: ChampionStore
+    approvals: ApprovalStore = field(default_factory=ApprovalStore)
 
     @classmethod
     def of(cls, resources: Mapping[str, Any]) -> Self:
@@ -64,13 +82,21 @@ class Promotion:
 
         return cls.of(resources_for())
 
-    def next_champion(self, model: ModelPipeline) -> Any | None:
-        """The newest version that passed its gate and was not rolled back; None when there is none."""
-        fit = [version for version in self.mlflow.versions(model.registered_name) if _promotable(version.tags)]
-        return max(fit, key=lambda version: int(version.version), default=None)
+    def next_champion(self, model: ModelPipeline) -> Version | None:
+        """The newest version that passed its gate, was not rolled back and, if need be, was approved; None without one.
 
-    def crown(self, model: ModelPipeline, version: str, *, by: str, why: str) -> Any | None:
-        """Move the alias `champion`; None when it is there already."""
+        The champion of now needs no approval to remain it.
+        """
+        fit = self._fit(model)
+        if model.approval is not None:
+            allowed = {*self.approvals.approved(model.id), self.mlflow.alias(model.registered_name, ALIAS)}
+            fit = [version for version in fit if version.version in allowed]
+        return _newest(fit)
+
+    def crown(self, model: ModelPipeline, version: str, *, by: str, why: str) -> ChampionMove | None:
+        """Move the alias `champion`; None when it is there already. Older versions need no approval any more."""
+        if model.approval is not None:
+            self.approvals.supersede(model.id, version, by=by)
         return self.champions.move(self.mlflow, model.id, model.registered_name, version, by=by, why=why)
 
     def bento_of(self, model: ModelPipeline, version: str) -> str:
@@ -81,22 +107,19 @@ class Promotion:
         self.mlflow.tag_version(model.registered_name, version, {BENTO: tag})
         return tag
 
-    def crown_newest(self, model: ModelPipeline, *, by: str) -> tuple[Any, Any | None] | None:
-        """Make the newest promotable version the champion; it and the move, None where nothing is promotable."""
+    def crown_newest(self, model: ModelPipeline, *, by: str) -> Crowned:
+        """Make the newest promotable version the champion; a newer one that needs a person's word is asked about."""
         self.settle(model, by=by)
         with self.champions.turn(model.id):
-            newest = self.next_champion(model)
-            if newest is None:
-                return None
-            return newest, self.crown(
-                model, newest.version, by=by, why=f"passed its gate as of {newest.tags.get('cutoff')}"
-            )
+            waiting, newest = self._awaited(model, by), self.next_champion(model)
+            move = self.crown(model, newest.version, by=by, why=self._passed(model, newest)) if newest else None
+        return Crowned(newest, move, waiting)
 
     def promote(self, model: ModelPipeline, version: str | None, *, by: str, why: str) -> ReleaseRecord:
         """All traffic and the alias to `version`, or to the challenger, or to the newest that passed its gate.
 
-        Raises NotPromotableError for a version that did not pass its gate, StaleReleaseError for one that another
-        move overtook.
+        Who promotes a version by hand approves it. Raises NotPromotableError for a version that did not pass its gate,
+        StaleReleaseError for one that another move overtook.
         """
         self.settle(model, by=by)
         now = self.releases.read(model.id)
@@ -105,6 +128,8 @@ class Promotion:
         chosen = self._chosen(model, version)
         tag = self.bento_of(model, chosen)
         with self._turn(model, now) as revision:
+            if model.approval is not None:
+                self.approvals.overrule(model.id, chosen, by=by, why=f"promoted by hand: {why}")
             record = self.releases.release(model.id, tag, chosen, by=by, why=why, revision=revision)
             self._follow(model, record, by=by, why=why)
         return record
@@ -178,6 +203,34 @@ class Promotion:
                 marked.append(self.crown(model, now.champion.version, by=by, why=refused[alias]) is not None)
         return now if any(marked) else None
 
+    def show(self, model: ModelPipeline, approval: Approval) -> None:
+        """Tag a version with what was decided about it; one that was deleted since needs no tag."""
+        because = f"by {approval.by} at {approval.decided_at}: {approval.why}" if approval.by else ""
+        self._mark(model, approval.version, {APPROVAL: approval.state, APPROVAL_BECAUSE: because})
+
+    def _fit(self, model: ModelPipeline) -> list[Version]:
+        """What passed its gate and was not rolled back."""
+        return [version for version in self.mlflow.versions(model.registered_name) if _promotable(version.tags)]
+
+    def _awaited(self, model: ModelPipeline, by: str) -> Approval | None:
+        """The question about the newest fit version, asked if nobody did; None where nobody has to be asked."""
+        if model.approval is None:
+            return None
+        self.approvals.expire(model.id)
+        newest = _newest(self._fit(model))
+        if newest is None or newest.version == self.mlflow.alias(model.registered_name, ALIAS):
+            return None
+        told = f"{newest.tags.get('metric_name')} {newest.tags.get('metric')} on its holdout"
+        why = f"passed its gate as of {newest.tags.get('cutoff')}, {told}"
+        asked = self.approvals.ask(model.id, newest.version, expires=model.approval.expires, by=by, why=why)
+        return asked if asked.state == WAITING else None
+
+    def _passed(self, model: ModelPipeline, version: Version) -> str:
+        """Why a version becomes champion."""
+        why = f"passed its gate as of {version.tags.get('cutoff')}"
+        word = self.approvals.read(model.id, version.version) if model.approval is not None else None
+        return f"{why}; approved by {word.by}: {word.why}" if word and word.state == APPROVED else why
+
     def _refused(self, model: ModelPipeline) -> dict[str, str]:
         """By version, why a serving process refused its answers; not of those that got traffic again since."""
         now = self.releases.read(model.id)
@@ -237,7 +290,7 @@ class Promotion:
         versions = {item.version: item for item in self.mlflow.versions(model.registered_name)}
         fit = [name for name, item in versions.items() if item.tags.get(GATE) == PASSED]
         if version is None:
-            newest = self.next_champion(model)
+            newest = self._newest_by_hand(model)
             if newest is None:
                 raise NotPromotableError.of(model.id, "anything", "no version passed its gate", fit)
             version = str(newest.version)
@@ -249,6 +302,18 @@ class Promotion:
             why = "its Bento reads features online that differ from those offline (check feature_parity)"
             raise NotPromotableError.of(model.id, f"version {version}", why, fit)
         return version
+
+    def _newest_by_hand(self, model: ModelPipeline) -> Version | None:
+        """What a person means who names no version: the newest that may be, or that waits for this very word."""
+        if model.approval is None:
+            return self.next_champion(model)
+        against = {item.version for item in self.approvals.history(model.id) if item.state not in (APPROVED, WAITING)}
+        alias = self.mlflow.alias(model.registered_name, ALIAS)
+        return _newest(v for v in self._fit(model) if v.version not in against or v.version == alias)
+
+
+def _newest(versions: Iterable[Version]) -> Version | None:
+    return max(versions, key=lambda version: int(version.version), default=None)
 
 
 def _promotable(tags: Mapping[str, str]) -> bool:
