@@ -279,6 +279,59 @@ def _touched(table: str, partition: str, as_json: bool) -> None:
     _print_json(document) if as_json else show_touched(document)
 
 
+@app.command()
+def explain(
+    request_id: Annotated[str, typer.Argument(help="The id in the answer, or the event's own that the caller gave")],
+    model: Annotated[str | None, typer.Option(help="Look at this model's answers alone")] = None,
+    as_json: Json = False,
+) -> None:
+    """The receipt of an answer: release, Bento, version, training set, and the rows that it was made of."""
+    from mlops_assets.receipt_text import show_receipt
+    from mlops_assets.receipts import receipts
+    from mlops_assets.records import records
+
+    with records() as known:
+        documents = receipts(request_id, known, model)
+    if as_json:
+        _print_json(documents)
+        return
+    for document in documents:
+        show_receipt(document)
+
+
+def _print_json(document: Any) -> None:
+    import json
+
+    typer.echo(json.dumps(document, indent=2, default=str))
+
+
+@new.command("model")
+def new_model(
+    name: Annotated[str, typer.Argument(help="The model, as <team>/<name>")],
+    labels: Annotated[
+        str | None, typer.Option(help="The label table, as <team>/<name>; by default the team's first")
+    ] = None,
+    label: Annotated[str | None, typer.Option(help="The target; by default the label table's first")] = None,
+) -> None:
+    """Write `model_assets/<team>/<name>.py`: a model that materializes as it stands."""
+    from mlops_assets.scaffold import write_model
+
+    typer.echo(f"Wrote {write_model(name, labels, label)}")
+
+
+@new.command("features")
+def new_features(
+    name: Annotated[str, typer.Argument(help="The feature view, as <team>/<name>")],
+    source: Annotated[
+        str | None, typer.Option(help="The table it reads; by default the team's first with a time")
+    ] = None,
+) -> None:
+    """Write `feature_assets/<team>/<name>.py`: a feature view that materializes as it stands."""
+    from mlops_assets.scaffold import write_features
+
+    typer.echo(f"Wrote {write_features(name, source)}")
+
+
 def _decide(model: str, version: str, verdict: Verdict, why: str) -> None:
     from mlops_assets.approval import decide
     from resources.environment import prepare_home, resources_for
