@@ -23,6 +23,8 @@ from pathlib import Path
 from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
+from mlops_assets.checkpoints import NO_CHECKPOINTS, Progress
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -150,11 +152,14 @@ class Trainer(ABC):
         y_valid: np.ndarray | None,
         params: Mapping[str, Any],
         seed: int,
+        progress: Progress = NO_CHECKPOINTS,
     ) -> Any:
         """A fitted model; `params` overrides the declared ones, and the same seed gives the same model.
 
         x is float32 (n, columns) with NaN where missing, y (n,) holds 0/1 or values. With validation
-        rows, fitting stops when they no longer improve, and the model keeps its best state.
+        rows, fitting stops when they no longer improve, and the model keeps its best state. A fit that finds
+        its `progress` goes on from there, to the model that it would have been without the interruption; one that
+        cannot keeps none, and starts over.
         """
 
     @abstractmethod

@@ -59,6 +59,18 @@ class _Learner:
             Layer(kernel.T.copy(), bias.copy()) for kernel, bias in zip(weights[::2], weights[1::2], strict=True)
         )
 
+    def state(self) -> dict[str, np.ndarray]:
+        return {str(place): _keras().ops.convert_to_numpy(one) for place, one in enumerate(self._variables())}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        for place, variable in enumerate(self._variables()):
+            variable.assign(state[str(place)])
+
+    def _variables(self) -> list[Any]:
+        """The weights and what the optimizer remembers, which it makes room for at its first step."""
+        self.model.optimizer.build(self.model.trainable_variables)
+        return [*self.model.variables, *self.model.optimizer.variables]
+
 
 def load(directory: Path) -> Predictor:
     keras = _keras()

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mlops_assets.checkpoints import NO_CHECKPOINTS, Progress
 from mlops_assets.trainers import Trainer, TrainerParameterError, UnsafeModelFileError, model_file, threads
+from mlops_assets.trainers.boosting.lightgbm_rounds import Draws, Rounds, resumable
 
 if TYPE_CHECKING:
     import lightgbm as lgb
@@ -46,23 +48,26 @@ class _LightGBM(Trainer):
         y_valid: np.ndarray | None,
         params: Mapping[str, Any],
         seed: int,
+        progress: Progress = NO_CHECKPOINTS,
     ) -> lgb.Booster:
         import lightgbm as lgb
 
         settings = DEFAULTS | {"objective": self.objective} | dict(self.params) | dict(params)
         self._refuse_unknown(settings)
-        rounds, patience = settings.pop("n_estimators"), settings.pop("early_stopping_rounds")
+        rounds, patience = _taken(settings, "num_iterations"), _taken(settings, "early_stopping_round")
         # row-wise and deterministic: without both, the same seed may give another model on another day
         fixed = {"seed": seed, "deterministic": True, "force_row_wise": True, "num_threads": threads(), "verbosity": -1}
-        train = lgb.Dataset(x, y, params=fixed | settings)
-        if x_valid is None or y_valid is None:
-            return lgb.train(fixed | settings, train, num_boost_round=rounds)
+        if not resumable(settings):
+            progress = NO_CHECKPOINTS
+        kept, train = progress.kept(), lgb.Dataset(x, y, params=fixed | settings)
+        valid = [] if x_valid is None or y_valid is None else [train.create_valid(x_valid, y_valid)]
         return lgb.train(
             fixed | settings,
             train,
-            num_boost_round=rounds,
-            valid_sets=[train.create_valid(x_valid, y_valid)],
-            callbacks=[lgb.early_stopping(patience, verbose=False)],
+            num_boost_round=rounds - (kept.rounds if kept else 0),
+            valid_sets=valid,
+            callbacks=[Draws(settings, seed, rounds), Rounds(settings, rounds, patience, progress, kept)],
+            init_model=lgb.Booster(model_str=kept.model.decode()) if kept else None,
         )
 
     def write(self, model: lgb.Booster, directory: Path) -> None:
@@ -96,6 +101,15 @@ class _LightGBM(Trainer):
                 raise TrainerParameterError.of(
                     type(self).__name__, name, "is not one of LightGBM's", f"It knows: {', '.join(sorted(aliases))}."
                 )
+
+
+def _taken(settings: dict[str, Any], name: str) -> Any:
+    """Take a parameter out, by whichever of its names; the one that was given, not our default under another name."""
+    from lightgbm.basic import _ConfigAliases
+
+    given = [alias for alias in settings if alias in _ConfigAliases.get(name)]
+    values = {alias: settings.pop(alias) for alias in given}
+    return next((value for alias, value in values.items() if alias not in DEFAULTS), next(iter(values.values())))
 
 
 class LightGBMClassifier(_LightGBM):

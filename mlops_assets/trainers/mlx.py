@@ -67,6 +67,23 @@ class _Learner:
 
         return tuple(Layer(np.array(layer["weight"]), np.array(layer["bias"])) for layer in self.weights["layers"])
 
+    def state(self) -> dict[str, np.ndarray]:
+        import numpy as np
+        from mlx.utils import tree_flatten
+
+        return {
+            name: np.array(value)
+            for name, value in tree_flatten({"weights": self.weights, "optimizer": self.optimizer.state})
+        }
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        import mlx.core as mx
+        from mlx.utils import tree_unflatten
+
+        tree = tree_unflatten([(name, mx.array(value)) for name, value in state.items()])
+        self.weights, self.optimizer.state = tree["weights"], tree["optimizer"]
+        mx.eval(self.weights, self.optimizer.state)
+
 
 def load(directory: Path) -> Predictor:
     import mlx.core as mx

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlops_assets.checkpoints import NO_CHECKPOINTS, Progress
 from mlops_assets.trainers import Trainer, TrainerParameterError, UnsafeModelFileError, model_file
 from mlops_assets.trainers.graphs.runtime import WANTED, session_of
 
@@ -66,6 +67,7 @@ class _Onnx(Trainer):
         y_valid: np.ndarray | None,  # noqa: ARG002
         params: Mapping[str, Any],
         seed: int,  # noqa: ARG002
+        progress: Progress = NO_CHECKPOINTS,  # noqa: ARG002
     ) -> Given:
         settings = {**self.params, **params}
         for name in settings:

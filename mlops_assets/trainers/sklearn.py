@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mlops_assets.checkpoints import NO_CHECKPOINTS, Progress
 from mlops_assets.trainers import Trainer, TrainerParameterError, UnsafeModelFileError, model_file
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class _Sklearn(Trainer):
     """`model` chooses "boosting" (the default) or "linear"; other parameters go to that estimator.
 
     The linear pipeline fills missing values with medians and scales; it reads a category's index as
-    a number, so give it numeric inputs.
+    a number, so give it numeric inputs. A fit that was broken off starts over: scikit-learn shows nothing
+    of a fit before its end.
     """
 
     estimators: ClassVar[Mapping[str, str]]
@@ -87,6 +89,7 @@ class _Sklearn(Trainer):
         y_valid: np.ndarray | None,
         params: Mapping[str, Any],
         seed: int,
+        progress: Progress = NO_CHECKPOINTS,  # noqa: ARG002
     ) -> Any:
         settings = dict(self.params) | dict(params)
         kind = settings.pop("model", "boosting")

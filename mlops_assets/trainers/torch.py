@@ -62,6 +62,25 @@ class _Learner:
     def layers(self) -> tuple[Layer, ...]:
         return tuple(Layer(_numbers(dense.weight), _numbers(dense.bias)) for dense in self.module[::2])
 
+    def state(self) -> dict[str, np.ndarray]:
+        remembered = self.optimizer.state_dict()["state"]
+        return {f"weight.{place}": _numbers(value) for place, value in enumerate(self.module.parameters())} | {
+            f"{name}.{place}": _numbers(value) for place, told in remembered.items() for name, value in told.items()
+        }
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        import torch
+
+        remembered: dict[int, dict[str, Any]] = {}
+        for key, value in state.items():
+            name, _, place = key.rpartition(".")
+            remembered.setdefault(int(place), {})[name] = torch.from_numpy(value.copy())
+        with torch.no_grad():
+            for place, parameter in enumerate(self.module.parameters()):
+                parameter.copy_(remembered[place].pop("weight"))
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": remembered, "param_groups": groups})
+
 
 def load(directory: Path) -> Predictor:
     import torch

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from mlops_assets.checkpoints import NO_CHECKPOINTS, Progress
 from mlops_assets.trainers import Trainer, TrainerParameterError, UnsafeModelFileError, model_file, threads
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ LINKS: Mapping[str, Link] = {  # from the sum of the leaves to the answer, by ob
     "reg:gamma": "Exp",
     "reg:tweedie": "Exp",
 }
+SAMPLED = ("subsample", "colsample_bytree", "colsample_bylevel", "colsample_bynode")
 DEFAULTS = {"n_estimators": 300, "learning_rate": 0.1, "max_depth": 6, "early_stopping_rounds": 30}
 
 
@@ -47,27 +49,20 @@ class _XGBoost(Trainer):
         y_valid: np.ndarray | None,
         params: Mapping[str, Any],
         seed: int,
+        progress: Progress = NO_CHECKPOINTS,
     ) -> xgb.Booster:
         import xgboost as xgb
 
         settings = DEFAULTS | {"objective": self.objective} | dict(self.params) | dict(params)
         self._refuse_unknown(settings)
         rounds, patience = settings.pop("n_estimators"), settings.pop("early_stopping_rounds")
-        fixed = {"tree_method": "hist", "seed": seed, "nthread": threads(), "verbosity": 0}
+        # draws depend on the round alone: else a model that is continued is another one
+        fixed = {"tree_method": "hist", "seed": seed, "seed_per_iteration": True, "nthread": threads(), "verbosity": 0}
         train = xgb.QuantileDMatrix(x, label=y, nthread=threads(), max_bin=settings.get("max_bin", 256))
-        if x_valid is None or y_valid is None:
-            return xgb.train(fixed | settings, train, num_boost_round=rounds)
-        valid = xgb.QuantileDMatrix(x_valid, label=y_valid, ref=train, nthread=threads())
-        booster = xgb.train(
-            fixed | settings,
-            train,
-            num_boost_round=rounds,
-            evals=[(valid, "validation")],
-            early_stopping_rounds=patience,
-            verbose_eval=False,
-        )
-        # a booster predicts with every tree it has, also those grown after its best round
-        return booster[: booster.best_iteration + 1]
+        valid = None
+        if x_valid is not None and y_valid is not None:
+            valid = xgb.QuantileDMatrix(x_valid, label=y_valid, ref=train, nthread=threads())
+        return _boosted(fixed | settings, train, valid, rounds, patience, progress)
 
     def write(self, model: xgb.Booster, directory: Path) -> None:
         model.save_model(directory / FILE)
@@ -99,6 +94,54 @@ class _XGBoost(Trainer):
                 raise TrainerParameterError.of(
                     type(self).__name__, name, "is not one of XGBoost's", f"It knows: {', '.join(sorted(known))}."
                 )
+
+
+def _boosted(
+    settings: dict[str, Any],
+    train: xgb.DMatrix,
+    valid: xgb.DMatrix | None,
+    rounds: int,
+    patience: int,
+    progress: Progress,
+) -> xgb.Booster:
+    """Round by round, as `xgb.train` does, from the last checkpoint on; with validation rows, up to the best round."""
+    import xgboost as xgb
+
+    from mlops_assets.trainers.boosting.early_stopping import best_round, stalled
+
+    kept, watched = progress.kept(), [train, valid] if valid is not None else [train]
+    booster = xgb.Booster(settings, watched, model_file=bytearray(kept.model) if kept else None)
+    done, scores = (kept.rounds, list(kept.notes["scores"])) if kept else (0, [])
+    draws, higher = any(settings.get(name, 1) != 1 for name in SAMPLED), False
+    for at in range(done, rounds):
+        if draws:
+            _draw_anew(booster, settings["tree_method"])
+        booster.update(train, at)
+        if valid is not None:
+            score, higher = _score(booster.eval_set([(valid, "validation")], at))
+            scores.append(score)
+            if stalled(scores, patience, higher):
+                break
+        progress.reached(at + 1, lambda: bytes(booster.save_raw("ubj")), scores=scores)
+    booster.reset()
+    # a booster predicts with every tree it has, also those grown after its best round
+    return booster[: best_round(scores, higher) + 1] if scores else booster
+
+
+def _draw_anew(booster: xgb.Booster, method: str) -> None:
+    """Samplers of columns and rows carry a state that no model file holds; those of new updaters have none yet.
+
+    XGBoost makes its updaters anew when the method changes, and only then.
+    """
+    for name in ("approx", method):
+        booster.set_param({"tree_method": name})
+        booster.save_config()  # a parameter takes effect when something needs it
+
+
+def _score(told: str) -> tuple[float, bool]:
+    """The last metric of `[7]\tvalidation-logloss:0.31`, and whether more of it is better, as XGBoost decides that."""
+    name, _, value = told.rpartition("\t")[2].partition("-")[2].rpartition(":")
+    return float(value), name != "mape" and name.startswith(("auc", "pre", "map", "ndcg"))
 
 
 class XGBoostClassifier(_XGBoost):

@@ -8,9 +8,11 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mlops_assets.checkpoints import NO_CHECKPOINTS, Kept, Progress
 from mlops_assets.trainers import Trainer, TrainerParameterError
 from mlops_assets.trainers.networks.network import Layer, Network, Preparation
 
@@ -42,6 +44,14 @@ class Learner(Protocol):
 
     def layers(self) -> tuple[Layer, ...]:
         """A copy of the weights as they are now."""
+        ...
+
+    def state(self) -> dict[str, np.ndarray]:
+        """A copy of the weights and of all that the optimizer remembers, by names of the framework's own."""
+        ...
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Be as when `state` was taken of a net of the same layers."""
         ...
 
 
@@ -87,6 +97,7 @@ class NetTrainer(Trainer):
         y_valid: np.ndarray | None,
         params: Mapping[str, Any],
         seed: int,
+        progress: Progress = NO_CHECKPOINTS,
     ) -> Network:
         settings = Settings.of(type(self).__name__, {**self.params, **params})
         prepared = Preparation.fit(x)
@@ -94,7 +105,7 @@ class NetTrainer(Trainer):
         drawn = Network.drawn(self.task, prepared, settings.hidden, seed)
         learner = self._learner(drawn, settings, seed)
         valid = None if x_valid is None or y_valid is None else (prepared(x_valid), _scaled(y_valid, shift, scale))
-        layers, epochs = _fitted(learner, prepared(x), _scaled(y, shift, scale), valid, settings, seed)
+        layers, epochs = _fitted(learner, prepared(x), _scaled(y, shift, scale), valid, settings, seed, progress)
         return replace(drawn, layers=_in_units(layers, shift, scale), epochs=epochs)
 
     def write(self, model: Network, directory: Path) -> None:
@@ -114,13 +125,18 @@ def _fitted(
     valid: tuple[np.ndarray, np.ndarray] | None,
     settings: Settings,
     seed: int,
+    progress: Progress,
 ) -> tuple[tuple[Layer, ...], int]:
     """The best weights and after how many epochs they were reached; without validation rows, the last."""
     import numpy as np
 
     random = np.random.default_rng(seed)
-    best, best_loss, best_epoch = learner.layers(), float("inf"), 0
-    for epoch in range(1, settings.epochs + 1):
+    best, best_loss, best_epoch, done = learner.layers(), float("inf"), 0, 0
+    if kept := progress.kept():
+        best, best_loss, best_epoch, done = _restored(learner, kept)
+    for _ in range(done):  # the order of each epoch follows from those before
+        random.permutation(len(x))
+    for epoch in range(done + 1, settings.epochs + 1):
         order = random.permutation(len(x))
         learner.epoch(x[order], y[order])
         loss = learner.loss(*valid) if valid else -float(epoch)
@@ -128,7 +144,29 @@ def _fitted(
             best, best_loss, best_epoch = (learner.layers() if valid else best), loss, epoch
         elif epoch - best_epoch >= settings.patience:
             break
+        progress.reached(epoch, partial(_as_bytes, learner, best), loss=best_loss, epoch=best_epoch)
     return (best if valid else learner.layers()), max(best_epoch, 1)
+
+
+def _as_bytes(learner: Learner, best: tuple[Layer, ...]) -> bytes:
+    """What the learner knows, and the best weights so far, as safetensors."""
+    from safetensors.numpy import save
+
+    tensors = {f"learner.{name}": value for name, value in learner.state().items()}
+    for place, layer in enumerate(best):
+        tensors |= {f"best.{place}.weight": layer.weight, f"best.{place}.bias": layer.bias}
+    written: bytes = save({name: value.copy(order="C") for name, value in tensors.items()})
+    return written
+
+
+def _restored(learner: Learner, kept: Kept) -> tuple[tuple[Layer, ...], float, int, int]:
+    from safetensors.numpy import load
+
+    tensors: dict[str, np.ndarray] = load(kept.model)
+    learner.restore({name[8:]: value for name, value in tensors.items() if name.startswith("learner.")})
+    places = range(sum(name.startswith("best.") for name in tensors) // 2)
+    best = tuple(Layer(tensors[f"best.{place}.weight"], tensors[f"best.{place}.bias"]) for place in places)
+    return best, kept.notes["loss"], kept.notes["epoch"], kept.rounds
 
 
 def _target(y: np.ndarray, task: str) -> tuple[float, float]:

@@ -1,0 +1,126 @@
+"""How far a fit came, kept so that a training that was killed goes on from there to the very same model.
+
+    <work directory>/checkpoints/<fit>-<its parameters' hash>.checkpoint
+
+One file a fit: a line of JSON (what it was made from, the rounds done, what else the fit must remember, the hash of
+the rest), then the model as its library writes it; never a pickle. It is published by rename. One that was made
+from something else, or that is damaged, is ignored, and the log says why: the fit then starts over.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+FORMAT = "checkpoint-1"
+FOLDER = "checkpoints"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a checkpoint holds: the model after `rounds` rounds (or epochs), and what its fit must remember."""
+
+    rounds: int
+    notes: dict[str, Any]
+    model: bytes
+
+
+@dataclass
+class Progress:
+    """The checkpoints of one fit: the newest is found again by the next fit that was made from the same.
+
+    `made_from` is whatever must be equal, as JSON. A checkpoint is due `seconds` after the last one, or after each
+    `rounds` rounds, whichever comes first; None of either is never.
+    """
+
+    path: Path | None = None
+    made_from: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float | None = None
+    rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        self._last_round, self._last_time = 0, time.monotonic()
+
+    @classmethod
+    def of(cls, out: Path, fit: str, made_from: Mapping[str, Any], when: Mapping[str, Any] | None) -> Self:
+        """For a fit of the training in `out`, as often as `when` (its `seconds` and `rounds`) says; None keeps none."""
+        if when is None:
+            return cls()
+        path = out / FOLDER / f"{fit}-{digest(made_from)}.checkpoint"
+        return cls(path, made_from, when["seconds"], when["rounds"])
+
+    def kept(self) -> Kept | None:
+        """Where an earlier fit came to; None to begin at the beginning."""
+        if self.path is None or not self.path.is_file():
+            return None
+        found = _read(self.path, digest(self.made_from))
+        if isinstance(found, str):
+            logger.warning("checkpoint %s is ignored: %s; the fit starts over", self.path.name, found)
+            return None
+        logger.info("continuing %s after %s rounds", self.path.stem, found.rounds)
+        self._last_round = found.rounds
+        return found
+
+    def reached(self, rounds: int, model: Callable[[], bytes], **notes: Any) -> None:
+        """After each round: write down the model and `notes` (JSON), if it is time to."""
+        if self.path is None or not self._due(rounds):
+            return
+        written = model()
+        header = {
+            "format": FORMAT,
+            "made_from": digest(self.made_from),
+            "rounds": rounds,
+            "notes": notes,
+            "sha256": hashlib.sha256(written).hexdigest(),
+        }
+        publish(self.path, json.dumps(header).encode() + b"\n" + written)
+        self._last_round, self._last_time = rounds, time.monotonic()
+
+    def _due(self, rounds: int) -> bool:
+        by_rounds = self.rounds is not None and rounds - self._last_round >= self.rounds
+        by_time = self.seconds is not None and time.monotonic() - self._last_time >= self.seconds
+        return by_rounds or by_time
+
+
+NO_CHECKPOINTS = Progress()
+
+
+def digest(document: Any) -> str:
+    """The same for equal JSON, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def publish(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, also when the machine itself stops."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    with beside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+def _read(path: Path, made_from: str) -> Kept | str:
+    """What the file holds, or what is wrong with it."""
+    head, _, model = path.read_bytes().partition(b"\n")
+    try:
+        header = json.loads(head)
+    except ValueError:
+        return "it is damaged (its first line is no JSON)"
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        return f"it is not in the format {FORMAT}"
+    if header.get("made_from") != made_from:
+        return "it was made from other rows, parameters, code or libraries"
+    if hashlib.sha256(model).hexdigest() != header.get("sha256"):
+        return "it is damaged (its model has another hash than was written down)"
+    return Kept(header["rounds"], header["notes"], model)

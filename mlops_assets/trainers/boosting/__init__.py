@@ -1,0 +1,1 @@
+"""What the libraries of boosted trees share here: when to stop."""
