@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import re
 import threading
 import time
 from collections.abc import Iterable, Mapping
@@ -76,8 +77,8 @@ class Courier(threading.Thread):
             self._deliver(claim)
             return 0
         due = outbox.next_due(self.channel)
-        pause = PATIENCE_SECONDS if due is None else max(0.0, due - time.time())
-        return pause if pause < PATIENCE_SECONDS else None
+        pause = None if due is None else max(0.0, due - time.time())
+        return pause if pause is not None and pause < PATIENCE_SECONDS + self.terms.window else None
 
     def _deliver(self, claim: outbox.Claim) -> None:
         try:
@@ -117,11 +118,17 @@ def await_all(couriers: Iterable[Courier], seconds: float) -> bool:
 
 def without_secrets(text: str, address: str) -> str:
     """An address of a webhook is its password, and an SMTP one holds one: no part of it but the host is told."""
-    parts = urlsplit(address)
-    secrets = [address, parts.netloc.rpartition("@")[0], parts.password, parts.path, parts.query]
-    for secret in (secret for secret in secrets if secret and len(secret) > 1):
+    for secret in (secret for secret in (address, *_secrets(address)) if secret and len(secret) > 1):
         text = text.replace(secret, "***")
     return text
+
+
+def _secrets(address: str) -> list[str | None]:
+    try:
+        parts = urlsplit(address)
+    except ValueError:  # no address at all: then none of its parts is told
+        return [*re.split(r"[/?&@]+", address)]
+    return [parts.netloc.rpartition("@")[0], parts.password, parts.path, parts.query]
 
 
 def _courier(key: Key, terms: Terms) -> Courier:

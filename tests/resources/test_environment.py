@@ -138,14 +138,19 @@ def test_the_deployed_online_store_is_the_named_redis(deployed: Path, monkeypatc
     assert online_store_url() == f"sqlite:///{deployed / 'feast' / 'online_store.db'}"
 
 
-def test_the_webhook_is_used_and_never_shown(home: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("channel", "variable"),
+    [("webhook", "MLOPS_ALERT_WEBHOOK"), ("slack", "MLOPS_ALERT_SLACK"), ("smtp", "MLOPS_ALERT_SMTP")],
+)
+def test_a_channel_of_alerts_is_used_and_never_shown(
+    home: Path, monkeypatch: pytest.MonkeyPatch, channel: str, variable: str
+):
     """Its address is a secret: Dagster holds the variable's name, and the sensor gets the value."""
-    monkeypatch.setenv("MLOPS_ALERT_WEBHOOK", "https://hooks/hunter2")
+    assert resources_for()["alerts"].channels == {}
+    monkeypatch.setenv(variable, "https://hooks/hunter2")
     alerts = resources_for()["alerts"]
     assert "hunter2" not in str(alerts)
-    assert alerts.process_config_and_initialize().webhook_url == "https://hooks/hunter2"
-    monkeypatch.delenv("MLOPS_ALERT_WEBHOOK")
-    assert resources_for()["alerts"].webhook_url is None
+    assert alerts.process_config_and_initialize().channels == {channel: "https://hooks/hunter2"}
 
 
 def test_resources_load_no_heavy_library(home: Path):
