@@ -5,14 +5,16 @@ always ends, with the status that is true: FINISHED, FAILED on an error, KILLED 
 Without a URI the store is `mlflow/mlflow.db` and `mlflow/artifacts/` under MLOPS_HOME.
 """
 
+import logging
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -25,14 +27,22 @@ from resources.environment import QUIET, home, quiet_telemetry
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Experiment, Metric
+
+    from resources.tracking.delivery import Loop
 
 Result = TypeVar("Result")
 PARENT_TAG = "mlflow.parentRunId"
+KNOWN = 20  # so many versions are named to who asked for another
 METRICS_A_BATCH, PAIRS_A_BATCH = 800, 100  # MLflow takes 1000 metrics, 100 params and 100 tags, 1000 in all
 SAFE = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 LOOPBACK = "127.0.0.1"
 # The pages that MLflow 3 opens first are those of its other half, for agents and prompts.
 TRAINING_PAGES = "workflowType=machine_learning"
+# Of a tracking server: its own database, if this process may read it. It holds a password.
+DATABASE = "MLOPS_MLFLOW_DATABASE"
+
+logger = logging.getLogger(__name__)
 
 
 class MlflowUnreachableError(ConnectionError):
@@ -108,7 +118,50 @@ class MlflowResource(dg.ConfigurableResource[Any]):
             if not self.tracking_uri:
                 (home() / "mlflow").mkdir(parents=True, exist_ok=True)
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            self._prepare()
         return self._client
+
+    @property
+    def owned_database(self) -> str | None:
+        """The database that this resource itself writes to, by its URL; None where it asks a server over HTTP."""
+        from resources.tracking.tables import ForeignSchemaError, engine
+
+        if self.uri.startswith("http"):
+            return None
+        self.client()  # which creates the schema
+        try:
+            engine(self.uri)
+        except ForeignSchemaError as problem:
+            logger.warning("MLflow is used by its API alone, which is slower: %s", problem)
+            return None
+        return self.uri
+
+    @property
+    def database(self) -> str | None:
+        """The database to search in: its own, or that of the server where MLOPS_MLFLOW_DATABASE names it."""
+        return (os.environ.get(DATABASE) or None) if self.uri.startswith("http") else self.owned_database
+
+    def loop(self, run_id: str, every: float = 5.0) -> AbstractContextManager["Loop"]:
+        """What a training loop logs with, in microseconds: `with mlflow.loop(run_id) as log: log(step, loss=0.3)`.
+
+        MLflow is told every few seconds and at the end; what it does not take then waits in a spool of this home.
+        """
+        from resources.tracking import delivery
+
+        return delivery.loop(self, run_id, every)
+
+    def _prepare(self) -> None:
+        """Bring our indices to an embedded database; a server's get them by `mlops migrate`."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        from resources.tracking.migration import migrate
+        from resources.tracking.tables import ForeignSchemaError
+
+        if self.uri.startswith("sqlite"):
+            try:
+                migrate(self.uri)
+            except (ForeignSchemaError, SQLAlchemyError) as problem:  # searches are slow without, and nothing else is
+                logger.warning("MLflow's database %s keeps its own indices: %s", self.uri, problem)
 
     def experiment(self, name: str) -> str:
         """The id of the experiment, created when there is none; two creators at once get the same one."""
@@ -157,6 +210,10 @@ class MlflowResource(dg.ConfigurableResource[Any]):
             self._ask(self.client().log_batch, run_id, *batch)
             numbers, pairs, marks = numbers[METRICS_A_BATCH:], pairs[PAIRS_A_BATCH:], marks[PAIRS_A_BATCH:]
 
+    def log_points(self, run_id: str, points: "list[Metric]") -> None:
+        """At most a thousand values with their steps and times in one request; what MLflow has already is left out."""
+        self._ask(self.client().log_batch, run_id, points)
+
     def log_directory(self, run_id: str, directory: Path, artifact_path: str) -> None:
         """Copy a directory's files under `artifact_path` of the run."""
         self._ask(self.client().log_artifacts, run_id, str(directory), artifact_path)
@@ -183,20 +240,67 @@ class MlflowResource(dg.ConfigurableResource[Any]):
         for key, value in tags.items():
             self._ask(self.client().set_model_version_tag, name, version, key, str(value))
 
-    def versions(self, name: str) -> list[Version]:
-        """Every version of a model, newest first; none for a model that was never registered."""
-        found, token = [], None
+    def experiments(self) -> "list[Experiment]":
+        """Every experiment that is not deleted."""
+        return self._pages(self.client().search_experiments)
+
+    def search_page(
+        self, experiment_ids: list[str], where: str, order_by: Sequence[str], limit: int, token: str | None
+    ) -> Any:
+        """One page of MLflow's own search, with the `token` of the next."""
+        asked = {"max_results": limit, "order_by": list(order_by), "page_token": token}
+        return self._ask(self.client().search_runs, experiment_ids, where, **asked)
+
+    def metric_history(self, run_id: str, metric: str) -> "list[Metric]":
+        """Every value of a run's metric that MLflow holds, in order of steps."""
+        found = self._ask(self.client().get_metric_history, run_id, metric)
+        return sorted(found, key=lambda point: (point.step, point.timestamp))
+
+    def versions(
+        self,
+        name: str,
+        having: Mapping[str, str] | None = None,
+        lacking: Mapping[str, str] | None = None,
+        limit: int | None = None,
+    ) -> list[Version]:
+        """The versions of a model, newest first: with all tags of `having`, with none of `lacking`, so many at most.
+
+        None for a model that was never registered. A model may have 100,000: ask for those that are needed.
+        """
+        having, lacking = having or {}, lacking or {}
+        if (database := self.database) is None:
+            return list(islice(self._versions_by_api(name, having, lacking), limit))
+        from resources.tracking.search import version_rows
+        from resources.tracking.tables import engine
+
+        with engine(database).connect() as connection:
+            return [_version_of(row) for row in version_rows(connection, name, having, lacking, limit)]
+
+    def _versions_by_api(self, name: str, having: Mapping[str, str], lacking: Mapping[str, str]) -> Iterator[Version]:
+        conditions = [f"name = '{name}'", *(f"tags.`{key}` = '{value}'" for key, value in having.items())]
+        token = None
         while True:
-            page = self._ask(self.client().search_model_versions, f"name='{name}'", page_token=token)
-            found += [_version(item) for item in page]
+            asked = {"order_by": ["version_number DESC"], "page_token": token}
+            page = self._ask(self.client().search_model_versions, " and ".join(conditions), **asked)
+            for item in map(_version, page):
+                if not lacking.items() & item.tags.items():
+                    yield item
             token = page.token
             if not token:
-                return sorted(found, key=lambda item: int(item.version), reverse=True)
+                return
+
+    def newest(
+        self, name: str, having: Mapping[str, str] | None = None, lacking: Mapping[str, str] | None = None
+    ) -> Version | None:
+        """The newest version with these tags and without those; None when there is none."""
+        return next(iter(self.versions(name, having, lacking, limit=1)), None)
 
     def version(self, name: str, version: str) -> Version:
         found = self._found(self.client().get_model_version, name, version)
         if found is None:
-            raise UnknownModelVersionError.of(name, version, [item.version for item in self.versions(name)])
+            raise UnknownModelVersionError.of(
+                name, version, [item.version for item in self.versions(name, limit=KNOWN)]
+            )
         return _version(found)
 
     def alias(self, name: str, alias: str) -> str | None:
@@ -205,9 +309,15 @@ class MlflowResource(dg.ConfigurableResource[Any]):
         return None if found is None else str(found.version)
 
     def set_alias(self, name: str, alias: str, version: str) -> None:
-        """Point an alias to a version. No compare-and-set: `resources.champions` serialises promotions."""
+        """Point an alias to a version. No compare-and-set: `resources.champions` serialises promotions.
+
+        Asked of the registry at once: MLflow's client would read all versions first, to see that this is no prompt.
+        """
+        from mlflow.tracking._model_registry.client import ModelRegistryClient
+
         self.version(name, version)
-        self._ask(self.client().set_registered_model_alias, name, alias, version)
+        registry = ModelRegistryClient(self.uri, self.uri)
+        self._ask(registry.set_registered_model_alias, name, alias, version)
 
     def download(self, name: str, version: str) -> Path:
         """The directory of a version's artifacts: in place where they are local files, else downloaded once."""
@@ -234,6 +344,15 @@ class MlflowResource(dg.ConfigurableResource[Any]):
     def version_url(self, name: str, version: str) -> str:
         """Where the version is seen in the UI."""
         return f"{self._web()}/#/models/{name}/versions/{version}?{TRAINING_PAGES}"
+
+    def _pages(self, search: Callable[..., Any]) -> list[Any]:
+        found, token = [], None
+        while True:
+            page = self._ask(search, page_token=token)
+            found += page
+            token = page.token
+            if not token:
+                return found
 
     def _web(self) -> str:
         return (self.uri if self.uri.startswith("http") else self.ui_url).rstrip("/")
@@ -330,6 +449,11 @@ def server_command(
 def _version(item: Any) -> Version:
     created = datetime.fromtimestamp(item.creation_timestamp / 1000, UTC)
     return Version(item.name, str(item.version), item.run_id, item.source, dict(item.tags), created)
+
+
+def _version_of(row: Mapping[str, Any]) -> Version:
+    created = datetime.fromtimestamp(row["creation_time"] / 1000, UTC)
+    return Version(row["name"], str(row["version"]), row["run_id"] or "", row["source"], row["tags"], created)
 
 
 def _strings(values: Mapping[str, object]) -> dict[str, str]:

@@ -1,0 +1,279 @@
+"""Runs by metric, param and tag, and versions by tag: in SQL that begins where the fewest rows are.
+
+MLflow joins every run with every value of a metric and sorts what comes out, before it takes the first page. Here a
+page is walked to along an index: the runs from the newest, or the values of the metric from the best. Where a condition
+holds for few runs, those are looked up first. The grammar is MLflow's own, read by its parser, and so are the results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from resources.tracking.tables import (
+    WORKSPACE,
+    aliases,
+    experiments,
+    latest_metrics,
+    model_versions,
+    params,
+    runs,
+    tags,
+    version_tags,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection, Select
+
+ACTIVE = "active"
+FEW = 2_000  # so many runs are looked up by id and sorted at once
+DELETED = "Deleted_Internal"
+
+
+class SearchSyntaxError(ValueError):
+    """A condition or an order is not in MLflow's grammar."""
+
+    @classmethod
+    def of(cls, asked: str, problem: object) -> Self:
+        return cls(
+            f"Cannot search for {asked!r}: {problem} "
+            "Write e.g. --where \"metrics.roc_auc > 0.7 and params.max_depth = '5'\" --order-by metrics.roc_auc."
+        )
+
+
+@dataclass(frozen=True)
+class Order:
+    """The metric to order by; None orders by start, the newest first."""
+
+    metric: str | None = None
+    ascending: bool = False
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is asked, read: conditions as MLflow's parser gives them, and one order."""
+
+    conditions: tuple[Mapping[str, Any], ...]
+    order: Order
+    limit: int
+
+    @classmethod
+    def of(cls, where: str, order_by: Sequence[str], limit: int) -> Self | None:
+        """None where only MLflow's own search knows the way: several orders, or one by a param, a tag, an end.
+
+        Raises SearchSyntaxError.
+        """
+        from mlflow.exceptions import MlflowException
+        from mlflow.utils.search_utils import SearchUtils
+
+        try:
+            conditions = tuple(SearchUtils.parse_search_filter(where))
+            order = [SearchUtils.parse_order_by_for_search_runs(one) for one in order_by]
+        except MlflowException as problem:
+            raise SearchSyntaxError.of(" ".join([where, *order_by]).strip(), problem.message) from problem
+        if any(one["type"] == "dataset" for one in conditions) or len(order) > 1:
+            return None
+        if not order:
+            return cls(conditions, Order(), limit)
+        kind, key, ascending = order[0]
+        if kind == "metric":
+            return cls(conditions, Order(key, ascending), limit)
+        newest_first = (kind, SearchUtils.translate_key_alias(key), ascending) == ("attribute", "start_time", False)
+        return cls(conditions, Order(), limit) if newest_first else None
+
+
+def run_ids(connection: Connection, experiment_ids: Sequence[int], query: Query) -> list[str]:
+    """The ids of the runs that are asked for, in order, at most `query.limit`."""
+    found: list[str] = []
+    for statement in _statements(connection, experiment_ids, query):
+        found += connection.execute(statement.limit(query.limit - len(found))).scalars()
+        if len(found) >= query.limit:
+            break
+    return found
+
+
+def _statements(connection: Connection, experiment_ids: Sequence[int], query: Query) -> Iterator[Select[Any]]:
+    """One statement after another until enough is found: a metric's values, then NaNs, then runs without the metric."""
+    from sqlalchemy import exists, select
+
+    dialect, metric = connection.dialect.name, query.order.metric
+    few = _few(connection, experiment_ids, query)
+    conditions = [_condition(one, dialect) for one in query.conditions]
+    newest = (runs.c.start_time.desc(), runs.c.run_uuid)
+    walked = [runs.c.experiment_id.in_(experiment_ids), runs.c.lifecycle_stage == ACTIVE]
+    # an expression is no column of an index: the planner may not begin with all runs of the experiment
+    looked_up = [(runs.c.experiment_id + 0).in_(experiment_ids), runs.c.lifecycle_stage == ACTIVE]
+    if few is not None:
+        looked_up.append(runs.c.run_uuid.in_(few))
+    if metric is None:
+        yield select(runs.c.run_uuid).where(*(walked if few is None else looked_up), *conditions).order_by(*newest)
+        return
+    value = latest_metrics.c.value
+    joined = (
+        select(runs.c.run_uuid)
+        .select_from(latest_metrics.join(runs, runs.c.run_uuid == latest_metrics.c.run_uuid))
+        .where(latest_metrics.c.key == metric, *looked_up, *conditions)
+    )
+    own = [_comparison(one, dialect) for one in query.conditions if _is_plain(one, metric)]
+    best = value if query.order.ascending else value.desc()
+    yield joined.where(_is_number(), *own).order_by(best, *newest)
+    if own:
+        return  # neither NaN nor a missing value fulfils it
+    yield joined.where(~_is_number()).order_by(*newest)
+    without = ~exists().where(latest_metrics.c.key == metric, latest_metrics.c.run_uuid == runs.c.run_uuid)
+    yield select(runs.c.run_uuid).where(*(walked if few is None else looked_up), without, *conditions).order_by(*newest)
+
+
+def _few(connection: Connection, experiment_ids: Sequence[int], query: Query) -> list[str] | None:
+    """The ids of all runs that one condition, or the experiment itself, leaves over, where those are few.
+
+    PostgreSQL knows by its statistics where to begin; SQLite has none of values.
+    """
+    from sqlalchemy import select
+
+    if connection.dialect.name == "postgresql":
+        return None
+    bounds = [select(runs.c.run_uuid).where(runs.c.experiment_id.in_(experiment_ids), runs.c.lifecycle_stage == ACTIVE)]
+    for one in query.conditions:
+        if _is_plain(one, one["key"]):
+            asked = (latest_metrics.c.key == one["key"], _is_number(), _comparison(one, "sqlite"))
+            bounds.append(select(latest_metrics.c.run_uuid).where(*asked))
+    for bound in bounds:
+        found = list(connection.execute(bound.limit(FEW + 1)).scalars())
+        if len(found) <= FEW:
+            return found
+    return None
+
+
+def _is_plain(condition: Mapping[str, Any], metric: str) -> bool:
+    """A comparison of this metric that only numbers fulfil."""
+    return (
+        condition["type"] == "metric"
+        and condition["key"] == metric
+        and condition["comparator"] in {">", ">=", "<", "<=", "="}
+    )
+
+
+def _is_number() -> Any:
+    from sqlalchemy import false
+
+    return latest_metrics.c.is_nan == false()
+
+
+def _comparison(condition: Mapping[str, Any], dialect: str) -> Any:
+    from mlflow.utils.search_utils import SearchUtils
+
+    compare = SearchUtils.get_sql_comparison_func(condition["comparator"].upper(), dialect)
+    return compare(latest_metrics.c.value, float(condition["value"]))
+
+
+def _condition(condition: Mapping[str, Any], dialect: str) -> Any:
+    """A condition on a run; as MLflow reads it, NaN is unequal to everything and fulfils no other comparison."""
+    from mlflow.utils.search_utils import SearchUtils
+    from sqlalchemy import and_, exists, or_
+
+    kind, key = condition["type"], SearchUtils.translate_key_alias(condition["key"])
+    comparator, value = condition["comparator"].upper(), condition["value"]
+    compare = SearchUtils.get_sql_comparison_func(comparator, dialect)
+    if kind == "attribute" and key != "run_name":
+        return compare(runs.c[{"run_id": "run_uuid"}.get(key, key)], value)
+    if kind == "attribute":
+        kind, key = "tag", "mlflow.runName"
+    values = {"metric": latest_metrics, "parameter": params, "tag": tags}[kind].alias()
+    here = and_(values.c.key == key, values.c.run_uuid == runs.c.run_uuid)
+    if comparator in {"IS NULL", "IS NOT NULL"}:
+        return ~exists().where(here) if comparator == "IS NULL" else exists().where(here)
+    if kind != "metric":
+        return exists().where(here, compare(values.c.value, value))
+    fulfils = compare(values.c.value, float(value))
+    nan = values.c.is_nan
+    return exists().where(here, or_(fulfils, nan) if comparator == "!=" else and_(fulfils, ~nan))
+
+
+# -- what is told of runs and versions
+
+
+def experiment_ids(connection: Connection, names: Sequence[str] | None = None) -> dict[int, str]:
+    """The names of active experiments by id; None asks for all."""
+    from sqlalchemy import select
+
+    asked = select(experiments.c.experiment_id, experiments.c.name).where(
+        experiments.c.workspace == WORKSPACE, experiments.c.lifecycle_stage == ACTIVE
+    )
+    if names is not None:
+        asked = asked.where(experiments.c.name.in_(names))
+    return {int(number): str(name) for number, name in connection.execute(asked)}
+
+
+def run_rows(connection: Connection, ids: Sequence[str]) -> list[dict[str, Any]]:
+    """Each run with its metrics, params and tags, in the order of `ids`."""
+    from sqlalchemy import select
+
+    told: dict[str, dict[str, Any]] = {
+        row.run_uuid: {**row._mapping, "metrics": {}, "params": {}, "tags": {}}  # noqa: SLF001  its public name
+        for row in connection.execute(select(runs).where(runs.c.run_uuid.in_(ids)))
+    }
+    for kind, values in (("metrics", latest_metrics), ("params", params), ("tags", tags)):
+        for row in connection.execute(select(values).where(values.c.run_uuid.in_(ids))):
+            told[row.run_uuid][kind][row.key] = float("nan") if kind == "metrics" and row.is_nan else row.value
+    return [told[one] for one in ids if one in told]
+
+
+def version_rows(
+    connection: Connection,
+    name: str,
+    having: Mapping[str, str],
+    lacking: Mapping[str, str],
+    limit: int | None,
+) -> list[dict[str, Any]]:
+    """The newest versions of a model with all of the tags `having` and none of `lacking`, each with its tags."""
+    from sqlalchemy import and_, exists, select
+
+    versions = model_versions
+    there = and_(versions.c.workspace == WORKSPACE, versions.c.name == name)
+
+    def tagged(key: str, value: str) -> Any:
+        one = version_tags.alias()
+        same = (one.c[part] == versions.c[part] for part in ("workspace", "name", "version"))
+        return exists().where(*same, one.c.key == key, one.c.value == value)
+
+    asked = (
+        select(versions)
+        .where(there, versions.c.current_stage != DELETED)
+        .where(*(tagged(*pair) for pair in having.items()), *(~tagged(*pair) for pair in lacking.items()))
+        .order_by(versions.c.version.desc())
+        .limit(limit)
+    )
+    told = {row.version: {**row._mapping, "tags": {}} for row in connection.execute(asked)}  # noqa: SLF001
+    for some in _parts(list(told)):
+        mine = (version_tags.c.workspace == WORKSPACE, version_tags.c.name == name, version_tags.c.version.in_(some))
+        for row in connection.execute(select(version_tags).where(*mine)):
+            told[row.version]["tags"][row.key] = row.value
+    return list(told.values())
+
+
+def versions_of_runs(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """The model and version that each run became, where it became one."""
+    from sqlalchemy import select
+
+    versions = model_versions
+    asked = select(versions.c.run_id, versions.c.name, versions.c.version).where(
+        versions.c.workspace == WORKSPACE, versions.c.run_id.in_(ids), versions.c.current_stage != DELETED
+    )
+    return {run: (str(name), str(version)) for run, name, version in connection.execute(asked)}
+
+
+def aliased(connection: Connection, name: str) -> dict[int, list[str]]:
+    """The aliases of a model's versions, by version."""
+    from sqlalchemy import select
+
+    told: dict[int, list[str]] = {}
+    asked = select(aliases.c.version, aliases.c.alias).where(aliases.c.workspace == WORKSPACE, aliases.c.name == name)
+    for version, alias in connection.execute(asked):
+        told.setdefault(int(version), []).append(str(alias))
+    return told
+
+
+def _parts(values: list[int]) -> Iterator[list[int]]:
+    return (values[at : at + FEW] for at in range(0, len(values), FEW))
