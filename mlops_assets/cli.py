@@ -280,6 +280,27 @@ def _touched(table: str, partition: str, as_json: bool) -> None:
 
 
 @app.command()
+def queue(as_json: Json = False) -> None:
+    """Which runs wait, in which order, and each one's reason."""
+    from dataclasses import asdict
+
+    import dagster as dg
+
+    from mlops_assets.queue import COLUMNS, waiting
+    from resources.environment import prepare_home
+
+    prepare_home()
+    with dg.DagsterInstance.get() as instance:
+        line = waiting(instance)
+    if as_json:
+        _print_json([asdict(one) for one in line])
+    elif line:
+        print_table("Waiting runs", COLUMNS, [one.cells for one in line])
+    else:
+        typer.echo("No run waits.")
+
+
+@app.command()
 def explain(
     request_id: Annotated[str, typer.Argument(help="The id in the answer, or the event's own that the caller gave")],
     model: Annotated[str | None, typer.Option(help="Look at this model's answers alone")] = None,
