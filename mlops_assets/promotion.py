@@ -15,7 +15,7 @@ with), but the first one too has to be approved. A person who promotes a version
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 GATE = "gate"
 PASSED, REFUSED = "passed", "refused"
+NAMED = 20  # so many promotable versions are named to who asked for another
 BENTO = "bento"
 ROLLED_BACK = "rolled_back"
 REFUSED_BECAUSE = "refused_because"
@@ -90,8 +91,8 @@ class Promotion:
         fit = self._fit(model)
         if model.approval is not None:
             allowed = {*self.approvals.approved(model.id), self.mlflow.alias(model.registered_name, ALIAS)}
-            fit = [version for version in fit if version.version in allowed]
-        return _newest(fit)
+            fit = (version for version in fit if version.version in allowed)
+        return next(fit, None)
 
     def crown(self, model: ModelPipeline, version: str, *, by: str, why: str) -> ChampionMove | None:
         """Move the alias `champion`; None when it is there already. Older versions need no approval any more."""
@@ -208,16 +209,16 @@ class Promotion:
         because = f"by {approval.by} at {approval.decided_at}: {approval.why}" if approval.by else ""
         self._mark(model, approval.version, {APPROVAL: approval.state, APPROVAL_BECAUSE: because})
 
-    def _fit(self, model: ModelPipeline) -> list[Version]:
-        """What passed its gate and was not rolled back."""
-        return [version for version in self.mlflow.versions(model.registered_name) if _promotable(version.tags)]
+    def _fit(self, model: ModelPipeline) -> Iterator[Version]:
+        """What passed its gate and was not rolled back, from the newest."""
+        return self.mlflow.newest_first(model.registered_name, {GATE: PASSED}, {ROLLED_BACK: "true"})
 
     def _awaited(self, model: ModelPipeline, by: str) -> Approval | None:
         """The question about the newest fit version, asked if nobody did; None where nobody has to be asked."""
         if model.approval is None:
             return None
         self.approvals.expire(model.id)
-        newest = _newest(self._fit(model))
+        newest = next(self._fit(model), None)
         if newest is None or newest.version == self.mlflow.alias(model.registered_name, ALIAS):
             return None
         told = f"{newest.tags.get('metric_name')} {newest.tags.get('metric')} on its holdout"
@@ -246,11 +247,8 @@ class Promotion:
 
         Read one by one: a model may have thousands of versions, and few of them had traffic.
         """
-        from resources.mlflow import UnknownModelVersionError
-
-        try:
-            tags = self.mlflow.version(model.registered_name, version).tags
-        except UnknownModelVersionError:
+        tags = self._tags(model, version)
+        if tags is None:
             return False
         news = _news(told, tags)
         self.mlflow.tag_version(model.registered_name, version, news)
@@ -287,21 +285,33 @@ class Promotion:
         self.crown(model, chosen, by=by, why=why)
 
     def _chosen(self, model: ModelPipeline, version: str | None) -> str:
-        versions = {item.version: item for item in self.mlflow.versions(model.registered_name)}
-        fit = [name for name, item in versions.items() if item.tags.get(GATE) == PASSED]
         if version is None:
             newest = self._newest_by_hand(model)
             if newest is None:
-                raise NotPromotableError.of(model.id, "anything", "no version passed its gate", fit)
+                raise self._not_promotable(model, "anything", "no version passed its gate")
             version = str(newest.version)
-        if version not in versions:
-            raise NotPromotableError.of(model.id, f"version {version}", "it does not exist", fit)
-        if version not in fit:
-            raise NotPromotableError.of(model.id, f"version {version}", "it did not pass its gate", fit)
-        if versions[version].tags.get(PARITY) == REFUSED:
+        tags = self._tags(model, version)
+        if tags is None:
+            raise self._not_promotable(model, f"version {version}", "it does not exist")
+        if tags.get(GATE) != PASSED:
+            raise self._not_promotable(model, f"version {version}", "it did not pass its gate")
+        if tags.get(PARITY) == REFUSED:
             why = "its Bento reads features online that differ from those offline (check feature_parity)"
-            raise NotPromotableError.of(model.id, f"version {version}", why, fit)
+            raise self._not_promotable(model, f"version {version}", why)
         return version
+
+    def _not_promotable(self, model: ModelPipeline, asked: str, why: str) -> NotPromotableError:
+        fit = self.mlflow.versions(model.registered_name, {GATE: PASSED}, limit=NAMED)
+        return NotPromotableError.of(model.id, asked, why, [version.version for version in fit])
+
+    def _tags(self, model: ModelPipeline, version: str) -> Mapping[str, str] | None:
+        """A version's tags; None where there is no such version."""
+        from resources.mlflow import UnknownModelVersionError
+
+        try:
+            return self.mlflow.version(model.registered_name, version).tags
+        except UnknownModelVersionError:
+            return None
 
     def _newest_by_hand(self, model: ModelPipeline) -> Version | None:
         """What a person means who names no version: the newest that may be, or that waits for this very word."""
@@ -309,15 +319,7 @@ class Promotion:
             return self.next_champion(model)
         against = {item.version for item in self.approvals.history(model.id) if item.state not in (APPROVED, WAITING)}
         alias = self.mlflow.alias(model.registered_name, ALIAS)
-        return _newest(v for v in self._fit(model) if v.version not in against or v.version == alias)
-
-
-def _newest(versions: Iterable[Version]) -> Version | None:
-    return max(versions, key=lambda version: int(version.version), default=None)
-
-
-def _promotable(tags: Mapping[str, str]) -> bool:
-    return tags.get(GATE) == PASSED and tags.get(ROLLED_BACK) != "true"
+        return next((v for v in self._fit(model) if v.version not in against or v.version == alias), None)
 
 
 def _answers() -> dict[str, str]:

@@ -265,16 +265,20 @@ class MlflowResource(dg.ConfigurableResource[Any]):
     ) -> list[Version]:
         """The versions of a model, newest first: with all tags of `having`, with none of `lacking`, so many at most.
 
-        None for a model that was never registered. A model may have 100,000: ask for those that are needed.
+        None for a model that was never registered.
         """
+        return list(islice(self.newest_first(name, having, lacking), limit))
+
+    def newest_first(
+        self, name: str, having: Mapping[str, str] | None = None, lacking: Mapping[str, str] | None = None
+    ) -> Iterator[Version]:
+        """The same one by one: a model may have 100,000 versions, and who looks for the newest reads few of them."""
         having, lacking = having or {}, lacking or {}
         if (database := self.database) is None:
-            return list(islice(self._versions_by_api(name, having, lacking), limit))
+            return self._versions_by_api(name, having, lacking)
         from resources.tracking.search import version_rows
-        from resources.tracking.tables import engine
 
-        with engine(database).connect() as connection:
-            return [_version_of(row) for row in version_rows(connection, name, having, lacking, limit)]
+        return map(_version_of, version_rows(database, name, having, lacking))
 
     def _versions_by_api(self, name: str, having: Mapping[str, str], lacking: Mapping[str, str]) -> Iterator[Version]:
         conditions = [f"name = '{name}'", *(f"tags.`{key}` = '{value}'" for key, value in having.items())]
@@ -288,12 +292,6 @@ class MlflowResource(dg.ConfigurableResource[Any]):
             token = page.token
             if not token:
                 return
-
-    def newest(
-        self, name: str, having: Mapping[str, str] | None = None, lacking: Mapping[str, str] | None = None
-    ) -> Version | None:
-        """The newest version with these tags and without those; None when there is none."""
-        return next(iter(self.versions(name, having, lacking, limit=1)), None)
 
     def version(self, name: str, version: str) -> Version:
         found = self._found(self.client().get_model_version, name, version)

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self
 
 from resources.tracking.tables import (
     WORKSPACE,
-    aliases,
     experiments,
     latest_metrics,
     model_versions,
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 
 ACTIVE = "active"
 FEW = 2_000  # so many runs are looked up by id and sorted at once
+FIRST_PAGE = 20
 DELETED = "Deleted_Internal"
 
 
@@ -221,17 +221,32 @@ def run_rows(connection: Connection, ids: Sequence[str]) -> list[dict[str, Any]]
 
 
 def version_rows(
+    database: str, name: str, having: Mapping[str, str], lacking: Mapping[str, str]
+) -> Iterator[dict[str, Any]]:
+    """The versions of a model with all of the tags `having` and none of `lacking`, from the newest, with their tags."""
+    from resources.tracking.tables import engine
+
+    before, size = None, FIRST_PAGE
+    while True:
+        with engine(database).connect() as connection:
+            page = _version_page(connection, name, having, lacking, before, size)
+        yield from page
+        if len(page) < size:
+            return
+        before, size = page[-1]["version"], FEW
+
+
+def _version_page(
     connection: Connection,
     name: str,
     having: Mapping[str, str],
     lacking: Mapping[str, str],
-    limit: int | None,
+    before: int | None,
+    size: int,
 ) -> list[dict[str, Any]]:
-    """The newest versions of a model with all of the tags `having` and none of `lacking`, each with its tags."""
-    from sqlalchemy import and_, exists, select
+    from sqlalchemy import exists, select
 
     versions = model_versions
-    there = and_(versions.c.workspace == WORKSPACE, versions.c.name == name)
 
     def tagged(key: str, value: str) -> Any:
         one = version_tags.alias()
@@ -240,16 +255,17 @@ def version_rows(
 
     asked = (
         select(versions)
-        .where(there, versions.c.current_stage != DELETED)
+        .where(versions.c.workspace == WORKSPACE, versions.c.name == name, versions.c.current_stage != DELETED)
         .where(*(tagged(*pair) for pair in having.items()), *(~tagged(*pair) for pair in lacking.items()))
         .order_by(versions.c.version.desc())
-        .limit(limit)
+        .limit(size)
     )
+    if before is not None:
+        asked = asked.where(versions.c.version < before)
     told = {row.version: {**row._mapping, "tags": {}} for row in connection.execute(asked)}  # noqa: SLF001
-    for some in _parts(list(told)):
-        mine = (version_tags.c.workspace == WORKSPACE, version_tags.c.name == name, version_tags.c.version.in_(some))
-        for row in connection.execute(select(version_tags).where(*mine)):
-            told[row.version]["tags"][row.key] = row.value
+    mine = (version_tags.c.workspace == WORKSPACE, version_tags.c.name == name, version_tags.c.version.in_(told))
+    for row in connection.execute(select(version_tags).where(*mine)):
+        told[row.version]["tags"][row.key] = row.value
     return list(told.values())
 
 
@@ -262,18 +278,3 @@ def versions_of_runs(connection: Connection, ids: Sequence[str]) -> dict[str, tu
         versions.c.workspace == WORKSPACE, versions.c.run_id.in_(ids), versions.c.current_stage != DELETED
     )
     return {run: (str(name), str(version)) for run, name, version in connection.execute(asked)}
-
-
-def aliased(connection: Connection, name: str) -> dict[int, list[str]]:
-    """The aliases of a model's versions, by version."""
-    from sqlalchemy import select
-
-    told: dict[int, list[str]] = {}
-    asked = select(aliases.c.version, aliases.c.alias).where(aliases.c.workspace == WORKSPACE, aliases.c.name == name)
-    for version, alias in connection.execute(asked):
-        told.setdefault(int(version), []).append(str(alias))
-    return told
-
-
-def _parts(values: list[int]) -> Iterator[list[int]]:
-    return (values[at : at + FEW] for at in range(0, len(values), FEW))
