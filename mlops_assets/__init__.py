@@ -14,6 +14,9 @@ if TYPE_CHECKING:
         Approval as Approval,
     )
     from mlops_assets.declarations import (
+        Checkpoint as Checkpoint,
+    )
+    from mlops_assets.declarations import (
         Constant as Constant,
     )
     from mlops_assets.declarations import (
@@ -113,6 +116,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Approval",
     "Bool",
+    "Checkpoint",
     "Constant",
     "DeclarationError",
     "Entity",

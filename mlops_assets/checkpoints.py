@@ -1,10 +1,13 @@
 """How far a fit came, kept so that a training that was killed goes on from there to the very same model.
 
-    <work directory>/checkpoints/<fit>-<its parameters' hash>.checkpoint
+    <work directory>/made_from.json      what the training depends on: what lies beside is of nothing else
+                     trials.jsonl        the trials of its search that ended
+                     checkpoints/<fit>-<hash>.checkpoint
+                     ended.json          what it told, written last
 
-One file a fit: a line of JSON (what it was made from, the rounds done, what else the fit must remember, the hash of
-the rest), then the model as its library writes it; never a pickle. It is published by rename. One that was made
-from something else, or that is damaged, is ignored, and the log says why: the fit then starts over.
+A checkpoint is one file a fit: a line of JSON (what it was made from, the rounds done, what else the fit must
+remember, the hash of the rest), then the model as its library writes it; never a pickle. It is published by rename.
+One that was made from something else, or that is damaged, is ignored, and the log says why: the fit then starts over.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +24,7 @@ from pathlib import Path
 from typing import Any, Self
 
 FORMAT = "checkpoint-1"
-FOLDER = "checkpoints"
+MADE_FROM, TRIALS, FOLDER, ENDED = "made_from.json", "trials.jsonl", "checkpoints", "ended.json"
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +96,37 @@ class Progress:
 
 
 NO_CHECKPOINTS = Progress()
+
+
+def take_up(out: Path, made_from: Mapping[str, Any]) -> None:
+    """Make `out` the place of a training: what an earlier one of the same left stays, what another left goes."""
+    out.mkdir(parents=True, exist_ok=True)
+    note = out / MADE_FROM
+    before = _json(note)
+    if before is not None and before != made_from:
+        differing = sorted(name for name in {*before, *made_from} if before.get(name) != made_from.get(name))
+        logger.warning("%s holds a training with other %s: this one starts over", out.name, ", ".join(differing))
+    if before != made_from:
+        for name in (ENDED, TRIALS):
+            (out / name).unlink(missing_ok=True)
+        shutil.rmtree(out / FOLDER, ignore_errors=True)
+        publish(note, json.dumps(made_from).encode())
+
+
+def end(out: Path, made_from: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+    """Write down what a training told: it need not be done again, whatever comes after it."""
+    publish(out / ENDED, json.dumps({"made_from": made_from, "told": told}).encode())
+
+
+def ended(out: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What an ended training of the same told; None where there is none."""
+    document = _json(out / ENDED)
+    told: dict[str, Any] | None = document["told"] if document and document["made_from"] == made_from else None
+    return told
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_bytes()) if path.is_file() else None
 
 
 def digest(document: Any) -> str:

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from mlops_assets.catalog import Catalog
 from mlops_assets.declarations import (
+    Checkpoint,
     DeclarationError,
     FloatRange,
     Gate,
@@ -160,6 +161,16 @@ class ParitySpec(dg.Model):
     at_most: float = 0.0
 
 
+class CheckpointSpec(dg.Model):
+    """`Checkpoint`, in minutes."""
+
+    minutes: float | None = 10
+    rounds: int | None = None
+
+    def checkpoint(self) -> Checkpoint:
+        return Checkpoint(timedelta(minutes=self.minutes) if self.minutes else None, self.rounds)
+
+
 class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
     """One model's whole life, from YAML."""
 
@@ -177,6 +188,7 @@ class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
     canary: Sequence[int] | None = None  # short for `serve: {canary: ...}`
     monitor: MonitorSpec = MonitorSpec()
     parity: ParitySpec = ParitySpec()
+    checkpoint: CheckpointSpec | None = CheckpointSpec()
     postprocess: str | None = None  # "module:name" of a function declared with @postprocess
     description: str = ""
     owners: Sequence[str] = ()
@@ -198,6 +210,7 @@ class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
             serve=self._serve(),
             monitor=self.monitor.monitor(),
             parity=Parity(**self.parity.model_dump()),
+            checkpoint=self.checkpoint.checkpoint() if self.checkpoint else None,
             postprocess=_post_processing(self.postprocess) if self.postprocess else None,
             description=self.description,
             owners=tuple(self.owners),

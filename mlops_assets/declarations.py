@@ -778,6 +778,23 @@ class Monitor:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """How much of a fit may be lost when its process is killed: `every` so much time, or so many `rounds` or epochs.
+
+    Whichever comes first; None of either is never. The model is the same with checkpoints and without.
+    """
+
+    every: timedelta | None = timedelta(minutes=10)
+    rounds: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is not None and self.every <= timedelta(0):
+            raise DeclarationError.of("Checkpoint", "every", self.every, "a positive duration or None", "Give minutes.")
+        if self.rounds is not None and self.rounds < 1:
+            raise DeclarationError.of("Checkpoint", "rounds", self.rounds, "1 or more, or None", "Leave it out.")
+
+
+@dataclass(frozen=True)
 class Approval:
     """A person's word before a candidate that passed its gate becomes champion; it waits for `expires`, no longer."""
 
@@ -810,6 +827,7 @@ class ModelPipeline:
     monitor: Monitor = Monitor()
     parity: Parity = Parity()
     approval: Approval | None = None
+    checkpoint: Checkpoint | None = Checkpoint()
     postprocess: PostProcessing | None = None
     description: str = ""
     owners: tuple[str, ...] = ()

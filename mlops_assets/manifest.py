@@ -6,13 +6,30 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from shutil import which
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[1]
-PACKAGES = ("dagster", "mlflow", "numpy", "polars", "xgboost", "lightgbm", "scikit-learn", "skops", "optuna", "bentoml")
+# A model depends on these libraries, and on these files of ours.
+TRAINING_PACKAGES = (
+    "numpy",
+    "polars",
+    "optuna",
+    "xgboost",
+    "lightgbm",
+    "scikit-learn",
+    "skops",
+    "torch",
+    "mlx",
+    "keras",
+)
+PACKAGES = ("dagster", "mlflow", "bentoml", "onnx", "onnxruntime", *TRAINING_PACKAGES)
+TRAINING_CODE = ("training.py", "search.py", "input_schema.py", "fields.py", "metrics.py", "newcomers.py", "trainers")
+WHERE_AND_HOW = ("out", "training_set", "checkpoint")  # arguments of a training that make no other model
 
 
 def run_manifest(project: Path = PROJECT) -> dict[str, Any]:
@@ -35,6 +52,48 @@ def run_manifest(project: Path = PROJECT) -> dict[str, Any]:
         "constraints_sha256": _sha256(project / "constraints.txt"),
         "packages": {name: _version(name) for name in PACKAGES},
     }
+
+
+def made_from(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model that `training.train` makes of these arguments depends on: equal, it is the same to the byte.
+
+    A checkpoint, or a finished trial, of an interrupted training is taken up again only if all of it is equal.
+    """
+    from mlops_assets.checkpoints import digest
+    from mlops_assets.trainers import threads
+
+    return {
+        "training_set_sha256": _content(arguments["training_set"]),
+        "arguments": digest({name: value for name, value in arguments.items() if name not in WHERE_AND_HOW}),
+        "seed": arguments["search"]["seed"],
+        "code": training_code(),
+        "python": platform.python_version(),
+        "processor": platform.machine(),
+        "threads": threads(),
+        "packages": {name: _version(name) for name in TRAINING_PACKAGES},
+    }
+
+
+@cache
+def training_code() -> str:
+    """A hash of our own files that a model depends on."""
+    found = hashlib.sha256()
+    for name in TRAINING_CODE:
+        place = PROJECT / "mlops_assets" / name
+        for path in sorted(place.rglob("*.py")) or [place]:
+            found.update(f"{path.relative_to(PROJECT)}\n".encode() + path.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _content(path: str) -> str:
+    """The hash of a file, here or in an object store."""
+    from upath import UPath
+
+    found = hashlib.sha256()
+    with UPath(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
 
 
 def _git(project: Path, *arguments: str) -> str | None:

@@ -1,7 +1,8 @@
 """Hyperparameter search: draw, judge, write down, keep the best. Optuna's TPE, seeded, in memory.
 
 Every trial that starts is a line of the journal when it ends, also the one that fails; the journal is
-what becomes child runs in MLflow.
+what becomes child runs in MLflow. A search that was broken off goes on after its last finished trial: the sampler is
+told of each again, and so draws what it would have drawn.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from mlops_assets.checkpoints import publish
 from mlops_assets.metrics import Metric, better
 
 logger = logging.getLogger(__name__)
@@ -36,33 +39,62 @@ def best_trial(search: Mapping[str, Any], metric: Metric, judge: Judge, journal:
     """The best of `search["trials"]` draws from `search["space"]`; of equals, the first.
 
     One trial, or an empty space, judges the trainer's own parameters. Each line of `journal` holds
-    number, params, value, state (COMPLETE or FAIL), started_at, seconds. A failing trial ends the search
-    with its own error.
+    number, params, value, state (COMPLETE or FAIL), started_at, seconds, and what else `Judged` does. A failing
+    trial ends the search with its own error. Trials that `journal` holds are not run again: it must be of this search.
     """
     ask, tell = _study(search, metric)
-    trials = search["trials"] if search["space"] else 1
-    journal.unlink(missing_ok=True)
-    best = _trial(0, ask(), metric, judge, journal, tell)
-    for number in range(1, trials):
-        judged = _trial(number, ask(), metric, judge, journal, tell)
-        if better(metric, judged.metrics[metric.name], best.metrics[metric.name]):
+    finished, best = _finished(journal), None
+    for number in range(search["trials"] if search["space"] else 1):
+        params = ask()
+        if number < len(finished) and finished[number]["params"] != params:
+            logger.warning(
+                "trial %s was of %s, not of %s: the search goes on from it", number, finished[number], params
+            )
+            finished = finished[:number]
+        if number < len(finished):
+            judged = Judged(params, finished[number]["learned"], finished[number]["metrics"])
+        else:
+            if number == len(finished):  # the first that is run: what was left of a broken one goes
+                publish(journal, b"".join(json.dumps(line).encode() + b"\n" for line in finished))
+            judged = _trial(number, params, metric, judge, journal)
+        value = judged.metrics[metric.name]
+        tell(value)
+        if best is None or better(metric, value, best.metrics[metric.name]):
             best = judged
+    if best is None:
+        raise ValueError("A search needs a trial.")
     return best
 
 
-def _trial(
-    number: int, params: dict[str, Any], metric: Metric, judge: Judge, journal: Path, tell: Callable[[float], None]
-) -> Judged:
+def journalled(journal: Path) -> list[dict[str, Any]]:
+    """The lines of a journal, none where there is none; the last of a search that was killed may be half a line."""
+    if not journal.exists():
+        return []
+    found = []
+    for line in journal.read_text().splitlines():
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
+
+
+def _finished(journal: Path) -> list[dict[str, Any]]:
+    """The trials, from the first on, that need not be run again."""
+    return list(takewhile(lambda line: line["state"] == "COMPLETE" and "learned" in line, journalled(journal)))
+
+
+def _trial(number: int, params: dict[str, Any], metric: Metric, judge: Judge, journal: Path) -> Judged:
     line: dict[str, Any] = {"number": number, "params": params, "value": None, "state": "FAIL"}
     line["started_at"], clock = datetime.now(UTC).isoformat(), time.monotonic()
     try:
         judged = judge(params)
         line |= {"value": judged.metrics[metric.name], "state": "COMPLETE"}
+        line |= {"learned": judged.learned, "metrics": judged.metrics}
     finally:
         line["seconds"] = time.monotonic() - clock
         with journal.open("a") as file:
             file.write(json.dumps(line) + "\n")
-    tell(line["value"])
     logger.info("trial %s: %s %.5f in %.1f s %s", number, metric.name, line["value"], line["seconds"], params)
     return judged
 

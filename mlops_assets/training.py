@@ -3,6 +3,9 @@
 The rows before the cutoff are cut into train | validation | holdout, in time order. The search sees
 train and validation; the holdout is predicted once, by the model as it was saved and loaded again, so
 that what is judged is what will be served. A row at or after the cutoff is never read.
+
+A training that was killed is taken up again by the next one that is given the same directory and is made from the
+same: it keeps the trials that ended, and each fit goes on from its last checkpoint, to the very same model.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from mlops_assets.checkpoints import TRIALS, Progress, end, ended, take_up
 from mlops_assets.fields import Field
 from mlops_assets.input_schema import InputSchema
+from mlops_assets.manifest import made_from
 from mlops_assets.metrics import METRICS, metrics_of
 from mlops_assets.newcomers import Newcomers
 from mlops_assets.search import Judged, best_trial
@@ -29,7 +34,7 @@ if TYPE_CHECKING:
     import numpy as np
     import polars as pl
 
-    from mlops_assets.declarations import ModelPipeline, Search
+    from mlops_assets.declarations import Checkpoint, ModelPipeline, Search
 
 EVENT_TIMESTAMP = "event_timestamp"
 PREDICTION = "prediction"
@@ -76,9 +81,10 @@ class Task:
     parts: Parts
     schema: InputSchema
     newcomers: Newcomers | None
+    made_from: Mapping[str, Any]
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any]) -> Self:
+    def of(cls, arguments: Mapping[str, Any], made: Mapping[str, Any]) -> Self:
         import polars as pl
 
         trainer = trainer_named(arguments["trainer"]["name"], **arguments["trainer"]["params"])
@@ -88,7 +94,8 @@ class Task:
         _refuse_missing_columns(arguments, frame.columns, needed)
         parts = split(frame, arguments)
         _refuse_unusable_labels(arguments, parts, trainer)
-        return cls(arguments, trainer, parts, InputSchema.fit(parts.train, _fields(arguments["fields"])), newcomers)
+        schema = InputSchema.fit(parts.train, _fields(arguments["fields"]))
+        return cls(arguments, trainer, parts, schema, newcomers, made)
 
     @property
     def seed(self) -> int:
@@ -102,6 +109,13 @@ class Task:
         import polars as pl
 
         return frame[self.arguments["label"]].cast(pl.Float64).to_numpy()
+
+    def fit(self, name: str, rows: pl.DataFrame, params: Mapping[str, Any], valid: pl.DataFrame | None = None) -> Any:
+        """A model of some rows; it goes on from the last checkpoint of the fit of that name and those parameters."""
+        made = {"training": self.made_from, "fit": name, "params": dict(params)}
+        progress = Progress.of(Path(self.arguments["out"]), name, made, self.arguments["checkpoint"])
+        x_valid, y_valid = (None, None) if valid is None else (self.x(valid), self.y(valid))
+        return self.trainer.fit(self.x(rows), self.y(rows), x_valid, y_valid, dict(params), self.seed, progress)
 
     def metrics(self, frame: pl.DataFrame, predictions: np.ndarray) -> dict[str, float]:
         """Every metric that the trainer's task has."""
@@ -129,6 +143,7 @@ def training_arguments(pipeline: ModelPipeline, cutoff: datetime, training_set: 
         },
         "search": _search_document(pipeline.search),
         "metric": pipeline.gate.metric,
+        "checkpoint": _checkpoint_document(pipeline.checkpoint),
         "monitor": {
             "window_seconds": pipeline.monitor.window.total_seconds(),
             "slice_min_rows": pipeline.gate.slice_min_rows,
@@ -142,18 +157,26 @@ def train(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     Writes `<out>/trials.jsonl` (a line a trial, as it ends), `<out>/holdout.parquet` (key,
     event_timestamp, label, slices, inputs, prediction) and `<out>/bundle/`; the last two only when all
-    went well. Raises TrainingDataError, InputError, MetricError or the trainer's own errors.
+    went well. What an interrupted training of the same left in `out` is used; one that ended is only told again.
+    Raises TrainingDataError, InputError, MetricError or the trainer's own errors.
     """
-    started = time.monotonic()
-    out = Path(arguments["out"])
-    out.mkdir(parents=True, exist_ok=True)
-    task = Task.of(arguments)
+    out, made = Path(arguments["out"]), made_from(arguments)
+    if told := ended(out, made):
+        logger.info("%s: %s holds the ended training of the same", arguments["model"], out.name)
+        return told
+    take_up(out, made)
+    told = _trained(Task.of(arguments, made), out)
+    end(out, made, told)
+    return told
+
+
+def _trained(task: Task, out: Path) -> dict[str, Any]:
+    started, arguments = time.monotonic(), task.arguments
     metric, rows = METRICS[arguments["metric"]], {name: part.height for name, part in task.parts.by_name.items()}
     logger.info("%s: %s rows, %s inputs, %s", arguments["model"], rows, len(task.schema.columns), task.trainer)
-    best = best_trial(arguments["search"], metric, lambda params: _judge(task, params), out / "trials.jsonl")
+    best = best_trial(arguments["search"], metric, lambda params: _judge(task, params), out / TRIALS)
     searched = time.monotonic()
-    learnable = task.parts.learnable
-    model = task.trainer.fit(task.x(learnable), task.y(learnable), None, None, best.params | best.learned, task.seed)
+    model = task.fit("final", task.parts.learnable, best.params | best.learned)
     fitted = time.monotonic()
     predictions = _publish(task, model, out)
     cold = cold_starts(task, best.params | best.learned) if task.newcomers else None
@@ -173,7 +196,7 @@ def train(arguments: Mapping[str, Any]) -> dict[str, Any]:
         "cold_starts": cold,
         "bundle": str(out / "bundle"),
         "holdout": str(out / "holdout.parquet"),
-        "trials": str(out / "trials.jsonl"),
+        "trials": str(out / TRIALS),
     }
 
 
@@ -219,7 +242,7 @@ def cold_starts(task: Task, params: Mapping[str, Any]) -> dict[str, Any]:
     for rows, what in ((known, "what is left to learn from"), (new, "the holdout of new keys")):
         if problem := _label_problem(rows[task.arguments["label"]], task.trainer):
             return {"rows": new.height, "problem": f"{what} {problem}"}
-    model = task.trainer.fit(task.x(known), task.y(known), None, None, dict(params), task.seed)
+    model = task.fit("cold-start", known, params)
     fed = {"stand_ins": newcomers.helped(new), "nulls": newcomers.unhelped(new)}
     values = {name: metric.compute(task.y(new), _as_served(task, model, task.x(rows))) for name, rows in fed.items()}
     return {"rows": new.height, **values}
@@ -228,9 +251,8 @@ def cold_starts(task: Task, params: Mapping[str, Any]) -> dict[str, Any]:
 def _judge(task: Task, params: dict[str, Any]) -> Judged:
     """Fit on the train rows with early stopping, and judge by the model's saved file on the validation rows."""
     train, valid = task.parts.train, task.parts.validation
-    x_valid = task.x(valid)
-    model = task.trainer.fit(task.x(train), task.y(train), x_valid, task.y(valid), params, task.seed)
-    return Judged(params, task.trainer.learned(model), task.metrics(valid, _as_served(task, model, x_valid)))
+    model = task.fit("trial", train, params, valid)
+    return Judged(params, task.trainer.learned(model), task.metrics(valid, _as_served(task, model, task.x(valid))))
 
 
 def _as_served(task: Task, model: Any, x: np.ndarray) -> np.ndarray:
@@ -345,6 +367,14 @@ def _label_problem(label: pl.Series, trainer: Trainer) -> str | None:
 
 def _fields(documents: Sequence[Mapping[str, Any]]) -> dict[str, Field]:
     return {item["name"]: Field(**{key: value for key, value in item.items() if key != "name"}) for item in documents}
+
+
+def _checkpoint_document(checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+    """In seconds and rounds; None where none are kept."""
+    if checkpoint is None:
+        return None
+    every = checkpoint.every.total_seconds() if checkpoint.every else None
+    return {"seconds": every, "rounds": checkpoint.rounds}
 
 
 def _search_document(search: Search) -> dict[str, Any]:

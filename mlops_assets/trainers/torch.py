@@ -72,9 +72,9 @@ class _Learner:
         import torch
 
         remembered: dict[int, dict[str, Any]] = {}
-        for key, value in state.items():
-            name, _, place = key.rpartition(".")
-            remembered.setdefault(int(place), {})[name] = torch.from_numpy(value.copy())
+        for key, tensor in state.items():
+            name, _, at = key.rpartition(".")
+            remembered.setdefault(int(at), {})[name] = torch.from_numpy(tensor.copy())
         with torch.no_grad():
             for place, parameter in enumerate(self.module.parameters()):
                 parameter.copy_(remembered[place].pop("weight"))

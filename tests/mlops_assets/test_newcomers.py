@@ -119,7 +119,7 @@ def arguments(tmp_path: Path, frame: pl.DataFrame, of: ModelPipeline | None = No
 
 
 def judged(tmp_path: Path, frame: pl.DataFrame, of: ModelPipeline | None = None) -> Mapping[str, Any]:
-    return cold_starts(Task.of(arguments(tmp_path, frame, of)), {})
+    return cold_starts(Task.of(arguments(tmp_path, frame, of), {}), {})
 
 
 def held_out(rows: pl.DataFrame, of: ModelPipeline | None = None) -> pl.DataFrame:
