@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlops_assets.alerts_cli import alerts
+from mlops_assets.decisions_cli import history, notify
 from mlops_assets.features_cli import features
 from mlops_assets.terminal import console, print_table
 
@@ -31,6 +32,8 @@ new = typer.Typer(no_args_is_help=True, help="Write the file of a new declaratio
 app.add_typer(new, name="new")
 app.add_typer(features, name="features")
 app.command()(alerts)
+app.command()(history)
+app.command()(notify)
 
 Model = Annotated[str, typer.Argument(help="The model, as <team>/<name>, e.g. flights/late_arrival")]
 Version = Annotated[str, typer.Argument(help="A registered version, e.g. 3")]
@@ -170,22 +173,6 @@ def traffic(
         _tell(pipeline, promotion.unshadow(pipeline, by=by, why=why))
     if not (split or champion_only or shadow or no_shadow):
         _show_traffic(promotion.releases, pipeline.id)
-
-
-@app.command()
-def history(model: Model) -> None:
-    """Every move of the champion and of the traffic: when, who, what, from, to, why."""
-    from mlops_assets.history import author, clock, events
-
-    pipeline, promotion = _of(model)
-    print_table(
-        f"History of {model}",
-        ["at (UTC)", "by", "what", "from", "to", "why"],
-        [
-            (clock(e.at), author(e.by), e.what, e.before, e.after, e.why)
-            for e in events(pipeline, promotion.releases, promotion.champions)
-        ],
-    )
 
 
 @app.command()

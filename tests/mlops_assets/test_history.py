@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import astuple
+from datetime import date
 from pathlib import Path
 
 import pytest
 
 from mlops_assets.catalog import gather
-from mlops_assets.history import Event, events
+from mlops_assets.history import Event, between, brief, events
 from resources.champions import ChampionStore
+from resources.decisions import DecisionStore
 from resources.releases import ReleaseStore
 
 MODEL = gather().model("flights/late_arrival")
@@ -52,7 +55,7 @@ def test_champion_and_traffic_are_told_in_one_order(stores):
     told = events(MODEL, releases, champions)
     assert [event.at for event in told] == sorted(event.at for event in told)
     # What happened within a millisecond may be told in either order.
-    assert sorted(astuple(event)[1:] for event in told) == sorted([
+    assert sorted(astuple(event)[1:6] for event in told) == sorted([
         ("run 1", "champion", "none", "version 1", "passed as of 1"),
         ("run 1", "release", "none", "version 1 100 %", "first"),
         ("run 1", "champion", "version 1", "version 2", "passed as of 2"),
@@ -68,3 +71,47 @@ def test_other_models_are_not_told(stores):
     releases, champions = stores
     releases.start_canary("flights/arrival_delay", "delay:a", "1", [100], by="ann", why="first")
     assert events(MODEL, releases, champions) == []
+
+
+NOTHING = {"by": "sensors.retraining"}
+
+
+def decided(*outcomes: str, month: int = 8) -> None:
+    """A decision a day; what it says differs from day to day."""
+    for number, outcome in enumerate(outcomes, 1):
+        day = date(2013, month, number)
+        DecisionStore().record(MODEL.id, "retrain", outcome, [f"drift of {day}: stable"], day=day, **NOTHING)
+
+
+def test_decisions_stand_between_the_moves(stores, home):
+    """A refusal to retrain, a first release, another refusal: told in their order, with outcome and reasons."""
+    releases, champions = stores
+    decided("no")
+    time.sleep(0.002)
+    releases.start_canary(MODEL.id, "late:a", "1", [100], by="ann", why="first")
+    time.sleep(0.002)
+    decided("retrain", month=9)
+    told = events(MODEL, releases, champions, DecisionStore().history(MODEL.id))
+    assert [(event.what, event.after) for event in told] == [
+        ("retrain", "no"),
+        ("release", "version 1 100 %"),
+        ("retrain", "retrain"),
+    ]
+    assert told[2].day == date(2013, 9, 1) and told[2].why == "drift of 2013-09-01: stable"
+
+
+def test_what_nothing_came_of_is_one_line_in_brief(stores, home):
+    """From when to when, how often, and why the last time; what something came of stays a line of its own."""
+    decided("no", "no", "no", "retrain", "no")
+    first, asked, after = brief(events(MODEL, *stores, DecisionStore().history(MODEL.id)))
+    assert (first.what, first.times) == ("retrain, 2013-08-01 to 2013-08-03", 3)
+    assert first.why == "3 answers; the last: drift of 2013-08-03: stable"
+    assert (asked.after, after.after, after.day) == ("retrain", "no", date(2013, 8, 5))
+
+
+def test_a_month_can_be_asked_about(stores, home):
+    decided("no", month=7)
+    decided("no", "retrain", month=8)
+    told = events(MODEL, *stores, DecisionStore().history(MODEL.id))
+    august = between(told, date(2013, 8, 1), date(2013, 8, 31))
+    assert [event.day for event in august] == [date(2013, 8, 1), date(2013, 8, 2)]
