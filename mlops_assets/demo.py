@@ -198,7 +198,7 @@ class Story:
         """Materialize the day's predictions, scores and reports; returns the reports' numbers."""
         from mlops_assets.links.spec import link_key
 
-        links = ("predictions", "scores", "drift_report", "performance_report")
+        links = ("predictions", "scores", "quality_report", "drift_report", "performance_report")
         result = self.materialize([link_key(self.model, link) for link in links], partition=str(day))
         return {
             event.asset_key.path[-1]: {name: value.value for name, value in event.materialization.metadata.items()}
@@ -226,9 +226,15 @@ class Story:
         import dagster as dg
 
         from mlops_assets.definitions import defs
+        from resources.environment import resources_for
 
         name = f"{self.model.team}__{self.model.name}__{sensor}"
-        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursors.get(name), definitions=defs)
+        context = dg.build_sensor_context(
+            instance=self.instance,
+            cursor=self.cursors.get(name),
+            definitions=defs,
+            resources={"alerts": resources_for()["alerts"]},
+        )
         result: Any = defs.resolve_sensor_def(name)(context)
         self.cursors[name] = result.cursor
         for event in result.asset_events:
@@ -527,7 +533,7 @@ def _endpoint(model: ModelPipeline) -> Iterator[tuple[httpx.Client, Callable[[],
 
 
 def _train_job(model: ModelPipeline) -> str:
-    from mlops_assets.pipeline import training_job_name
+    from mlops_assets.retraining import training_job_name
 
     return training_job_name(model)
 

@@ -1,45 +1,34 @@
-"""Retraining: failing reports become one request, and every decision is told with its reasons.
+"""Retraining: reads what the checks said, decides (`retraining_decision`), records, and starts what was asked for.
 
-Reports are daily. One of day D knows the world up to the end of D, and that moment, never the clock, is
-what the decision reckons with: the same evidence gives the same answer and the same run key, however
-late or often a tick comes. The rules:
-
-- either a drift verdict or a metric drop is a cause; the newest report of each that had enough rows counts;
-- one request an episode: a failure that was answered is not asked about again until `cooldown` has passed,
-  counted from the report that was answered and from the newest cutoff trained or asked for. A model that
-  still fails then is news: the retraining did not help, or its gate refused it, and there is more to learn from;
-- nothing is requested while a run of the training assets is in progress. A failure seen meanwhile is latched
-  and judged when the run has ended, even if a later report passes;
-- the training is as of the newest cutoff that lies within what the report knows.
+A decision and what it remembers are written in one transaction, compared and set, so that neither a lost cursor nor a
+second daemon asks twice; every answer, also no, is in the history. A yes becomes an event of the inbox. A report starts
+it at once by push when it ends; the sensor, every half minute, asks for what is still open, and tells people.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, date, datetime, time, timedelta
-from typing import Any, Protocol, Self
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any, Self
 
 import dagster as dg
 from dagster._core.storage.asset_check_execution_record import COMPLETED_ASSET_CHECK_EXECUTION_RECORD_STATUSES
-from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES
+from dagster._core.storage.dagster_run import NOT_FINISHED_STATUSES, DagsterRunStatus
 
-NOT_ENOUGH_ROWS = "not enough rows"
+from resources.alerts import Alert, AlertResource
+from resources.decisions import DecisionStore, Remembered, StaleMemoryError
+from resources.events import Event, Inbox, UnknownEventError, push
+from sensors.events import due_events, request_of
+from sensors.retraining_decision import Asked, Decision, Evidence, Limits, Memory, Signal, retraining_decision, told
+
 MODEL_TAG = "mlops/model"
 REASON_TAG = "mlops/reason"
 REPORT_DAY_TAG = "mlops/report_day"
 EVALUATIONS_READ = 50  # newest evaluations of a check looked at; a month and a half of daily reports
-
-
-class Limits(Protocol):
-    """What a `Monitor` says about retraining."""
-
-    @property
-    def cooldown(self) -> timedelta: ...
-
-    @property
-    def min_rows(self) -> int: ...
+BY = "sensors.retraining"
+NOT_NEEDED = "not needed"
 
 
 class UndatedReportError(LookupError):
@@ -54,162 +43,207 @@ class UndatedReportError(LookupError):
 
 
 @dataclass(frozen=True)
-class Signal:
-    """What one check said about one report day."""
+class Retraining:
+    """What to read about a model, and which job to ask.
 
-    check: str
-    day: date
-    passed: bool
-    verdict: str
-    rows: int
-
-    def enough(self, limits: Limits) -> bool:
-        return self.verdict != NOT_ENOUGH_ROWS and self.rows >= limits.min_rows
-
-    def __str__(self) -> str:
-        return f"{self.check} of {self.day}: {self.verdict} ({self.rows} rows)"
-
-
-@dataclass(frozen=True)
-class Memory:
-    """What the sensor knows from earlier ticks: the report it answered last, with which cutoff, and what is latched."""
-
-    answered: date | None = None
-    requested: datetime | None = None
-    latched: tuple[Signal, ...] = ()
-
-
-@dataclass(frozen=True)
-class Decision:
-    """Whether to retrain and why (not). `run_key` and `cutoff` are given with a yes."""
-
-    retrain: bool
-    reasons: tuple[str, ...]
-    memory: Memory
-    day: date | None = None
-    cutoff: str | None = None
-    run_key: str | None = None
-
-
-def retraining_decision(
-    model_id: str,
-    signals: Sequence[Signal],
-    cutoffs: Mapping[str, datetime],
-    limits: Limits,
-    *,
-    trained: datetime | None = None,
-    running: str | None = None,
-    memory: Memory = Memory(),
-) -> Decision:
-    """Decide about a model from what its checks said.
-
-    `cutoffs` maps partition keys to their instants, `trained` is the newest cutoff that was trained,
-    `running` the id of a run of its training assets in progress.
+    `checks` are causes when they fail, `healthy` says whether the data pipeline is. `candidate`'s materialized
+    partitions are the cutoffs trained; a run in progress that selects one of `training`, or is a run of `job`,
+    suppresses. `limits` is the model's `Monitor`.
     """
-    newest = _newest([signal for signal in signals if signal.enough(limits)])
-    failing = [signal for signal in newest if not signal.passed]
-    causes = tuple(failing) or memory.latched
-    if not causes:
-        return Decision(False, (_nothing_failing(signals, newest),), memory)
-    day = max(signal.day for signal in causes)
-    reasons = tuple(str(signal) for signal in causes)
-    settled = replace(memory, latched=())
-    if why := _answered(day, memory, limits) or _cooling(day, trained, memory, limits):
-        return Decision(False, (*reasons, why), settled, day)
-    cutoff = cutoff_within(day, cutoffs)
-    if cutoff is None or (trained and cutoffs[cutoff] <= trained):
-        return Decision(False, (*reasons, f"no cutoff after {trained} lies within what the report knows"), settled, day)
-    if running:
-        return Decision(False, (*reasons, f"waits for run {running}"), replace(memory, latched=causes), day, cutoff)
-    answered = Memory(answered=day, requested=cutoffs[cutoff])
-    return Decision(True, reasons, answered, day, cutoff, f"{model_id}:{day}:{cutoff}")
 
+    model_id: str
+    job: str
+    checks: Sequence[dg.AssetCheckKey]
+    candidate: dg.AssetKey
+    training: Collection[dg.AssetKey]
+    cutoffs: dg.TimeWindowPartitionsDefinition
+    limits: Limits
+    healthy: dg.AssetCheckKey | None = None
 
-def known_until(day: date) -> datetime:
-    """The moment up to which a report of `day` knows the world: the end of the day, UTC."""
-    return datetime.combine(day, time(), UTC) + timedelta(days=1)
+    @property
+    def sensor(self) -> str:
+        return f"{self.model_id.replace('/', '__')}__retrain"
 
+    def decide(self, instance: dg.DagsterInstance) -> Decision:
+        """Decide from what is known now, and write it down; a yes is in the inbox when this returns."""
+        store = DecisionStore()
+        while True:
+            read = store.memory(self.model_id, "retrain")
+            memory = Memory.from_json(read.value)
+            evidence = self._evidence(instance, memory)
+            decision = retraining_decision(self.model_id, evidence, self.limits, memory)
+            try:
+                self._record(store, decision, evidence, read.revision)
+            except StaleMemoryError:
+                continue  # what the other decided is evidence too
+            if asked := decision.memory.asked:
+                Inbox().put(self.event(asked))  # again and again: who decided may have died before it was there
+            return decision
 
-def cutoff_within(day: date, cutoffs: Mapping[str, datetime]) -> str | None:
-    """The newest cutoff whose instant a report of `day` already knows."""
-    known = [key for key, instant in cutoffs.items() if instant <= known_until(day)]
-    return max(known, key=cutoffs.__getitem__, default=None)
+    def push(self, instance: dg.DagsterInstance) -> Decision:
+        """Decide, and start what is asked for at once."""
+        decision = self.decide(instance)
+        if decision.retrain and decision.memory.asked:
+            push(self.event(decision.memory.asked), BY)
+        return decision
 
+    def due(self, instance: dg.DagsterInstance) -> list[dg.RunRequest]:
+        """What was asked for and has no run yet, unless its cutoff was trained meanwhile."""
+        inbox, instants = Inbox(), cutoff_instants(self.cutoffs)
+        trained, requests = newest_trained(instance, self.candidate, instants), []
+        for event in due_events(inbox, instance, self.sensor):
+            cutoff = instants.get(event.partition or "")
+            if cutoff is None or (trained and cutoff <= trained):
+                inbox.close(event.id, NOT_NEEDED, f"cutoff {event.partition} was trained, or is none")
+            else:
+                requests.append(request_of(event))
+        return requests
 
-def _newest(signals: Sequence[Signal]) -> list[Signal]:
-    """Of each check the signal of the latest day; of one day the one that was given last."""
-    latest: dict[str, Signal] = {}
-    for signal in sorted(signals, key=lambda signal: signal.day):
-        latest[signal.check] = signal
-    return list(latest.values())
+    def event(self, asked: Asked) -> Event:
+        """The request as an event; its id comes from the evidence alone."""
+        tags = {MODEL_TAG: self.model_id, REASON_TAG: "; ".join(asked.reasons), REPORT_DAY_TAG: str(asked.day)}
+        return Event(
+            asked.run_key,
+            "drift",
+            job=self.job,
+            partition=asked.cutoff,
+            tags=tags,
+            subject=self.model_id,
+            sensor=self.sensor,
+        )
 
+    def _evidence(self, instance: dg.DagsterInstance, memory: Memory) -> Evidence:
+        instants = cutoff_instants(self.cutoffs)
+        return Evidence(
+            [signal for check in self.checks for signal in read_signals(instance, check)],
+            instants,
+            read_signals(instance, self.healthy) if self.healthy else None,
+            newest_trained(instance, self.candidate, instants),
+            run_in_progress(instance, self.job, self.training),
+            _answer(instance, memory.asked) if memory.asked else "",
+        )
 
-def _nothing_failing(signals: Sequence[Signal], newest: Sequence[Signal]) -> str:
-    if newest:
-        return "nothing fails; " + ", ".join(map(str, newest))
-    return "too few rows; " + ", ".join(map(str, _newest(signals))) if signals else "no report yet"
-
-
-def _answered(day: date, memory: Memory, limits: Limits) -> str | None:
-    if memory.answered is None or day - memory.answered >= max(limits.cooldown, timedelta(days=1)):
-        return None
-    return f"answered by the request for the report of {memory.answered}"
-
-
-def _cooling(day: date, trained: datetime | None, memory: Memory, limits: Limits) -> str | None:
-    last = max((instant for instant in (trained, memory.requested) if instant), default=None)
-    if last is None or known_until(day) >= last + limits.cooldown:
-        return None
-    return f"cools down until {last + limits.cooldown:%Y-%m-%d %H:%M}, last cutoff {last:%Y-%m-%d %H:%M}"
+    def _record(self, store: DecisionStore, decision: Decision, evidence: Evidence, revision: int) -> None:
+        newest = {signal.check: told(signal) for signal in sorted(evidence.signals, key=lambda signal: signal.day)}
+        rests_on = {
+            "signals": list(newest.values()),
+            "pipeline": told(evidence.health) if evidence.health else None,
+            "trained": evidence.trained.isoformat() if evidence.trained else None,
+            "running": evidence.running,
+            "cutoff": decision.cutoff,
+        }
+        store.record(
+            self.model_id,
+            "retrain",
+            decision.outcome,
+            decision.reasons,
+            day=decision.day,
+            by=BY,
+            evidence=rests_on,
+            memory=Remembered(decision.memory.to_json(), revision),
+        )
 
 
 def retraining_sensor(
-    model_id: str,
+    retraining: Retraining,
     job: dg.JobDefinition | dg.UnresolvedAssetJobDefinition,
-    *,
-    checks: Sequence[dg.AssetCheckKey],
-    candidate: dg.AssetKey,
-    training: Collection[dg.AssetKey],
-    cutoffs: dg.TimeWindowPartitionsDefinition,
-    limits: Limits,
     default_status: dg.DefaultSensorStatus = dg.DefaultSensorStatus.RUNNING,
 ) -> dg.SensorDefinition:
-    """Ask `job` for a training as of a cutoff when one of `checks` fails.
-
-    `candidate`'s materialized partitions are the cutoffs trained; a run in progress that selects one of
-    `training`, or is a run of `job`, suppresses. `limits` is the model's `Monitor`.
-    """
+    """Ask `job` for a training as of a cutoff when a report fails, and tell people of it, or of a broken pipeline."""
 
     @dg.sensor(
-        name=f"{model_id.replace('/', '__')}__retrain",
+        name=retraining.sensor,
         job=job,
         default_status=default_status,
-        description=f"Retrains {model_id} once an episode of drift or of a falling metric.",
-        tags={MODEL_TAG: model_id},
+        description=f"Retrains {retraining.model_id} once an episode of drift or of a falling metric.",
+        tags={MODEL_TAG: retraining.model_id},
     )
-    def sensor(context: dg.SensorEvaluationContext) -> dg.SensorResult:
-        instants = cutoff_instants(cutoffs)
-        decision = retraining_decision(
-            model_id,
-            [signal for check in checks for signal in read_signals(context.instance, check)],
-            instants,
-            limits,
-            trained=newest_trained(context.instance, candidate, instants),
-            running=run_in_progress(context.instance, job.name, training),
-            memory=_remembered(context.cursor),
-        )
-        return _tick(model_id, decision)
+    def sensor(context: dg.SensorEvaluationContext, alerts: AlertResource) -> dg.SensorResult:
+        decision = retraining.decide(context.instance)
+        tell(retraining, decision, alerts)
+        if requests := retraining.due(context.instance):
+            return dg.SensorResult(run_requests=requests)
+        return dg.SensorResult(skip_reason=f"{retraining.model_id}: {'; '.join(decision.reasons)}")
 
     return sensor
 
 
-def _tick(model_id: str, decision: Decision) -> dg.SensorResult:
-    cursor = _cursor(decision)
-    if not decision.retrain:
-        return dg.SensorResult(skip_reason=f"{model_id}: {'; '.join(decision.reasons)}", cursor=cursor)
-    tags = {MODEL_TAG: model_id, REASON_TAG: "; ".join(decision.reasons), REPORT_DAY_TAG: str(decision.day)}
-    request = dg.RunRequest(run_key=decision.run_key, partition_key=decision.cutoff, tags=tags)
-    return dg.SensorResult(run_requests=[request], cursor=cursor)
+def tell(retraining: Retraining, decision: Decision, alerts: AlertResource) -> None:
+    """Alert people of a request, and of a broken pipeline day by day until it is healthy; each once, also after a kill.
+
+    The resource tells what lasts once an episode, whoever sends it how often.
+    """
+    store, model, asked = DecisionStore(), retraining.model_id, decision.memory.asked
+    read = store.memory(model, "alert")
+    broken = str(decision.day) if decision.outcome == "broken pipeline" else ""
+    news = {"broken": broken, "asked": asked.run_key if asked else ""}
+    if news == {"broken": "", "asked": "", **read.value}:
+        return
+    said = list[Alert]()
+    if broken and broken != read.value.get("broken"):
+        said.append(broken_pipeline_alert(retraining, decision, alerts))
+    if asked and asked.run_key != read.value.get("asked"):
+        said.append(retraining_alert(retraining, asked, alerts))
+    for alert in said:
+        alerts.send(alert)
+    if not broken and read.value.get("broken"):
+        alerts.resolve(broken_key(model))
+    outcome = "told" if said else "pipeline healthy again"
+    try:
+        store.record(
+            model,
+            "alert",
+            outcome,
+            [f"{alert.title}: {alert.text}" for alert in said],
+            day=decision.day,
+            by=BY,
+            memory=Remembered(news, read.revision),
+        )
+    except StaleMemoryError:
+        return  # another daemon told the same
+
+
+def broken_key(model_id: str) -> str:
+    return f"{model_id}: broken pipeline"
+
+
+def broken_pipeline_alert(retraining: Retraining, decision: Decision, alerts: AlertResource) -> Alert:
+    pages = [check.asset_key for check in (retraining.healthy, *retraining.checks) if check]
+    return Alert(
+        title=f"The data pipeline of {retraining.model_id} is broken",
+        text="; ".join(decision.reasons),
+        link=alerts.asset_link(pages[0]),
+        suggestion="Mend what is named and materialize the tables and the quality report of the day again. "
+        "Until then nothing is retrained.",
+        group=retraining.model_id,
+        key=broken_key(retraining.model_id),
+        links={key.path[-1]: alerts.asset_link(key) for key in pages},
+    )
+
+
+def retraining_alert(retraining: Retraining, asked: Asked, alerts: AlertResource) -> Alert:
+    pages = [check.asset_key for check in retraining.checks]
+    return Alert(
+        title=f"{retraining.model_id} is retrained as of {asked.cutoff}",
+        text="; ".join(asked.reasons),
+        severity="warning",
+        link=alerts.asset_link(retraining.candidate),
+        suggestion=f"Nothing to do: the gate judges the candidate. `mlops history {retraining.model_id}` says why.",
+        group=retraining.model_id,
+        key=asked.run_key,
+        links={key.path[-1]: alerts.asset_link(key) for key in pages},
+    )
+
+
+def _answer(instance: dg.DagsterInstance, asked: Asked) -> str:
+    """What became of a request; nothing to say while its run is on its way, or went well."""
+    try:
+        run_id = Inbox().read(asked.run_key).run_id
+    except UnknownEventError:
+        return ""
+    run = instance.get_run_by_id(run_id) if run_id else None
+    ended_badly = run and run.status in (DagsterRunStatus.FAILURE, DagsterRunStatus.CANCELED)
+    return f"its run {run_id} ended as {run.status.value}: start it again by hand" if run and ended_badly else ""
 
 
 def cutoff_instants(cutoffs: dg.TimeWindowPartitionsDefinition) -> dict[str, datetime]:
@@ -233,7 +267,9 @@ def _signal(evaluation: dg.AssetCheckEvaluation, check: dg.AssetCheckKey, run_id
     day = said.get("day") or evaluation.partition
     if day is None:
         raise UndatedReportError.of(check, run_id)
-    return Signal(check.name, date.fromisoformat(day), evaluation.passed, said["verdict"], said["rows"])
+    causes = said.get("causes") or ()
+    named = tuple(map(str, json.loads(causes) if isinstance(causes, str) else causes))
+    return Signal(check.name, date.fromisoformat(day), evaluation.passed, said["verdict"], said["rows"], named)
 
 
 def newest_trained(
@@ -251,20 +287,3 @@ def run_in_progress(instance: dg.DagsterInstance, job_name: str, assets: Collect
         if run.job_name == job_name or wanted & (run.asset_selection or set()):
             return run.run_id
     return None
-
-
-def _cursor(decision: Decision) -> str:
-    """The memory, and beside it the decision for whoever looks at the sensor."""
-    told = asdict(decision)
-    return json.dumps({"memory": told.pop("memory"), "decision": told}, default=lambda moment: moment.isoformat())
-
-
-def _remembered(cursor: str | None) -> Memory:
-    if not cursor:
-        return Memory()
-    memory = json.loads(cursor)["memory"]
-    return Memory(
-        answered=date.fromisoformat(memory["answered"]) if memory["answered"] else None,
-        requested=datetime.fromisoformat(memory["requested"]) if memory["requested"] else None,
-        latched=tuple(Signal(**{**signal, "day": date.fromisoformat(signal["day"])}) for signal in memory["latched"]),
-    )

@@ -135,7 +135,7 @@ class Platform:
 
     def train(self, cutoff: str = FIRST_CUTOFF, tags: Mapping[str, str] | None = None) -> Ran:
         """The training job: from the training set to the endpoint."""
-        from mlops_assets.pipeline import training_job_name
+        from mlops_assets.retraining import training_job_name
 
         return self._job(training_job_name(self.model), partition_key=cutoff, tags=tags)
 
@@ -176,7 +176,12 @@ class Platform:
         import dagster as dg
 
         name = f"{self.model.team}__{self.model.name}__{sensor}"
-        context = dg.build_sensor_context(instance=self.instance, cursor=self.cursors.get(name), definitions=self.defs)
+        context = dg.build_sensor_context(
+            instance=self.instance,
+            cursor=self.cursors.get(name),
+            definitions=self.defs,
+            resources={"alerts": self.resources["alerts"]},
+        )
         result = self.defs.resolve_sensor_def(name)(context)
         assert isinstance(result, dg.SensorResult)
         self.cursors[name] = result.cursor

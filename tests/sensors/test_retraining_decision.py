@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 
@@ -11,7 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sensors.retraining import Decision, Memory, Signal, cutoff_within, known_until, retraining_decision
+from sensors.retraining_decision import (
+    Decision,
+    Evidence,
+    Memory,
+    Signal,
+    cutoff_within,
+    known_until,
+    retraining_decision,
+)
 
 MODEL = "flights/late_arrival"
 WEEK = timedelta(days=7)
@@ -38,17 +47,25 @@ def drop(day: date, failed: bool = True, rows: int = 9_000) -> Signal:
     return Signal("metric_drop", day, not failed, "metric drop" if failed else "steady", rows)
 
 
+def quality(day: date, broken: bool = False, verdict: str = "healthy") -> Signal:
+    said = "broken pipeline" if broken else verdict
+    causes = ("weather_hourly: 80 % of the answers found no usable row",) if broken else ()
+    return Signal("pipeline_healthy", day, not broken, said, 9_000, causes)
+
+
 def decide(
     *signals: Signal,
+    pipeline: Sequence[Signal] | None = None,
     trained: datetime | None = None,
     running: str | None = None,
     memory: Memory = FRESH,
     limits: Limits = LIMITS,
 ) -> Decision:
-    return retraining_decision(MODEL, signals, MONDAYS, limits, trained=trained, running=running, memory=memory)
+    return retraining_decision(MODEL, Evidence(signals, MONDAYS, pipeline, trained, running), limits, memory)
 
 
 WEDNESDAY = date(2013, 7, 10)
+DAY = timedelta(days=1)
 
 
 @pytest.mark.parametrize("cause", [drift(WEDNESDAY), drop(WEDNESDAY)], ids=["drift", "metric drop"])
@@ -132,43 +149,198 @@ def test_a_latched_failure_is_answered_by_the_training_it_waited_for() -> None:
     assert (ended.retrain, ended.memory.latched) == (False, ())
 
 
-days = st.dates(date(2013, 4, 10), date(2013, 10, 1))
-signals = st.lists(
-    st.builds(drift, days, st.booleans(), st.integers(400, 600)) | st.builds(drop, days, st.booleans()), max_size=12
+# -- the pipeline
+
+
+def test_a_broken_pipeline_is_never_answered_by_a_retraining() -> None:
+    """It is told with its causes, beside what failed because of it."""
+    decision = decide(drift(WEDNESDAY), drop(WEDNESDAY), pipeline=[quality(WEDNESDAY, broken=True)])
+    assert (decision.outcome, decision.retrain, decision.day) == ("broken pipeline", False, WEDNESDAY)
+    assert decision.reasons[:2] == (
+        "pipeline_healthy of 2013-07-10: broken pipeline (9000 rows)",
+        "weather_hourly: 80 % of the answers found no usable row",
+    )
+    assert decision.reasons[2] == "drift of 2013-07-10: drift (9000 rows), not judged"
+
+
+def test_a_broken_pipeline_is_told_before_anything_drifts() -> None:
+    assert (
+        decide(drift(WEDNESDAY, failed=False), pipeline=[quality(WEDNESDAY, broken=True)]).outcome == "broken pipeline"
+    )
+
+
+def test_a_failure_of_a_broken_day_is_no_cause_after_the_repair() -> None:
+    """The pipeline is healthy on Thursday, whose own reports are still to come."""
+    pipeline = [quality(WEDNESDAY, broken=True), quality(WEDNESDAY + DAY)]
+    decision = decide(drift(WEDNESDAY), pipeline=pipeline)
+    assert not decision.retrain and "the pipeline was broken" in decision.reasons[0]
+
+
+def test_what_still_fails_after_the_repair_is_judged_anew() -> None:
+    pipeline = [quality(WEDNESDAY, broken=True), quality(WEDNESDAY + DAY)]
+    assert decide(drift(WEDNESDAY), drift(WEDNESDAY + DAY), pipeline=pipeline).retrain
+
+
+def test_a_day_that_was_mended_and_reported_again_counts_as_healthy() -> None:
+    assert decide(drift(WEDNESDAY), pipeline=[quality(WEDNESDAY, broken=True), quality(WEDNESDAY)]).retrain
+
+
+def test_a_failing_report_waits_for_the_quality_of_its_day() -> None:
+    """The reports of a day end in any order; the failure is kept meanwhile, and judged by what the other says."""
+    waiting = decide(drift(WEDNESDAY), pipeline=[quality(WEDNESDAY - DAY)])
+    assert (waiting.outcome, waiting.reasons[-1]) == ("wait", "waits for the quality report of 2013-07-10")
+    healthy, broken = ([quality(WEDNESDAY - DAY), quality(WEDNESDAY, broken)] for broken in (False, True))
+    assert decide(drift(WEDNESDAY), pipeline=healthy, memory=waiting.memory).retrain
+    assert decide(drift(WEDNESDAY), pipeline=broken, memory=waiting.memory).memory.latched == ()
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "outcome"),
+    [
+        ([], "retrain"),
+        ([quality(WEDNESDAY - 4 * DAY)], "retrain"),
+        ([quality(WEDNESDAY - 3 * DAY)], "wait"),
+        ([quality(WEDNESDAY, verdict="not enough rows")], "retrain"),
+        (None, "retrain"),
+    ],
+)
+def test_a_quality_report_that_stays_out_holds_nothing_up(pipeline: list[Signal] | None, outcome: str) -> None:
+    """Three days it is waited for; a day with too few rows says nothing of the pipeline."""
+    assert decide(drift(WEDNESDAY - 4 * DAY, failed=False), drift(WEDNESDAY), pipeline=pipeline).outcome == outcome
+
+
+def test_what_was_latched_before_the_pipeline_broke_is_kept() -> None:
+    """A failure during a run was the world's; the broken days after it do not make it forgotten."""
+    latched = decide(drift(WEDNESDAY), pipeline=[quality(WEDNESDAY)], running="run-1").memory
+    broken = [quality(WEDNESDAY), quality(WEDNESDAY + DAY, broken=True)]
+    during = decide(drift(WEDNESDAY + DAY), pipeline=broken, memory=latched)
+    assert during.outcome == "broken pipeline" and during.memory.latched == latched.latched
+    after = [*broken, quality(WEDNESDAY + 2 * DAY)]
+    assert decide(drift(WEDNESDAY + 2 * DAY, failed=False), pipeline=after, memory=during.memory).retrain
+
+
+# -- any history
+
+BEGIN = date(2013, 4, 10)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a day brings: what drift and metric reports say (None is no report), the pipeline, whether a run goes on."""
+
+    drift: bool | None
+    drop: bool | None
+    broken: bool | None
+    running: bool
+    rows: int
+
+
+moments = st.lists(
+    st.builds(
+        Moment,
+        st.sampled_from([True, True, False, None]),
+        st.sampled_from([True, False, False, None]),
+        st.sampled_from([True, False, False, False, None]),
+        st.booleans(),
+        st.sampled_from([400, 600, 9_000]),
+    ),
+    max_size=18,
 )
 
 
-def replay(reports: Iterable[Signal], busy: Iterable[bool], limits: Limits) -> list[Decision]:
-    """A tick after every report, with a run in progress at some of them; what is asked for is trained at once."""
-    seen: list[Signal] = []
-    memory, trained, decisions = Memory(), None, []
-    for report, running in zip(reports, busy, strict=False):
-        seen.append(report)
-        decision = decide(*seen, trained=trained, running="x" if running else None, memory=memory, limits=limits)
-        memory = decision.memory
-        trained = MONDAYS[decision.cutoff] if decision.retrain and decision.cutoff else trained
-        decisions.append(decision)
-    return decisions
+@dataclass
+class Replayed:
+    """A tick after each report, in the order drift, metric, quality; what is asked for is trained at once."""
+
+    limits: Limits
+    reports: list[Signal] = field(default_factory=list)
+    pipeline: list[Signal] = field(default_factory=list)
+    memory: Memory = FRESH
+    trained: datetime | None = None
+    ticks: list[tuple[Moment, Decision]] = field(default_factory=list)
+
+    def live(self, days: Iterable[Moment]) -> list[tuple[Moment, Decision]]:
+        for number, moment in enumerate(days):
+            day = BEGIN + number * DAY
+            self.tick(moment)
+            if moment.drift is not None:
+                self.reports.append(drift(day, moment.drift, moment.rows))
+                self.tick(moment)
+            if moment.drop is not None:
+                self.reports.append(drop(day, moment.drop, moment.rows))
+                self.tick(moment)
+            if moment.broken is not None:
+                self.pipeline.append(quality(day, moment.broken))
+                self.tick(moment)
+        return self.ticks
+
+    def tick(self, moment: Moment) -> None:
+        running = "x" if moment.running else None
+        decision = decide(
+            *self.reports,
+            pipeline=self.pipeline,
+            trained=self.trained,
+            running=running,
+            memory=Memory.from_json(json.loads(json.dumps(self.memory.to_json()))),
+            limits=self.limits,
+        )
+        self.memory = decision.memory
+        if decision.retrain and decision.cutoff:
+            self.trained = MONDAYS[decision.cutoff]
+        self.ticks.append((moment, decision))
 
 
-@settings(max_examples=150)
-@given(signals, st.lists(st.booleans(), min_size=12, max_size=12), st.integers(0, 21))
-def test_any_history_keeps_the_rules(reports: list[Signal], busy: list[bool], cooldown: int) -> None:
-    """Whatever the reports: never twice one key, never closer than the cooldown, never beyond what is known."""
+@settings(max_examples=80, deadline=None)
+@given(moments, st.integers(0, 21))
+def test_any_history_keeps_the_rules(days: list[Moment], cooldown: int) -> None:
+    """Never twice one key, never within the cooldown, never beyond what is known, on few rows, or during a run."""
     limits = Limits(timedelta(days=cooldown))
-    yes = [decision for decision in replay(reports, busy, limits) if decision.retrain]
-    assert len({decision.run_key for decision in yes}) == len(yes)
-    for decision in yes:
+    replayed = Replayed(limits).live(days)
+    yes = [(moment, decision) for moment, decision in replayed if decision.retrain]
+    assert len({decision.run_key for _, decision in yes}) == len(yes)
+    for moment, decision in yes:
+        assert not moment.running
         assert decision.cutoff and decision.day and MONDAYS[decision.cutoff] <= known_until(decision.day)
-        assert all("(4" not in reason for reason in decision.reasons), "never on fewer than 500 rows"
-    for one, other in pairwise(yes):
+        assert all("(400 rows)" not in reason for reason in decision.reasons), "never on fewer than 500 rows"
+    for (_, one), (_, other) in pairwise(yes):
         assert one.day and other.day and other.day - one.day >= limits.cooldown
         assert MONDAYS[other.cutoff or ""] > MONDAYS[one.cutoff or ""]
 
 
-@given(signals)
-def test_the_same_evidence_gives_the_same_decision(reports: list[Signal]) -> None:
-    """Nothing is read from the clock: asking twice gives equal answers, and a yes is followed by a no."""
-    first, second = decide(*reports), decide(*reports)
-    assert first == second
-    assert not decide(*reports, memory=first.memory).retrain or not first.retrain
+@settings(max_examples=80, deadline=None)
+@given(moments)
+def test_no_history_retrains_for_a_broken_pipeline(days: list[Moment]) -> None:
+    """No request rests on a report of a broken day, nor comes on one, where the quality report is not days behind."""
+    known = [replace(moment, broken=bool(moment.broken)) if n % 3 == 0 else moment for n, moment in enumerate(days)]
+    broken = {BEGIN + number * DAY for number, moment in enumerate(known) if moment.broken}
+    for _, decision in Replayed(Limits(timedelta(0))).live(known):
+        if decision.retrain:
+            assert decision.day not in broken
+            assert not any(str(day) in reason for day in broken for reason in decision.reasons)
+
+
+@settings(max_examples=80, deadline=None)
+@given(moments, st.integers(0, 14))
+def test_no_failure_is_lost(days: list[Moment], cooldown: int) -> None:
+    """A failure that stands on a quiet, healthy week's end is asked for, or was answered within the cooldown."""
+    limits = Limits(timedelta(days=cooldown))
+    replayed = Replayed(limits)
+    replayed.live([*days, *[Moment(True, None, False, False, 9_000)] * (cooldown + 14)])
+    last = BEGIN + (len(days) + cooldown + 13) * DAY
+    asked = [decision.day for _, decision in replayed.ticks if decision.retrain and decision.day]
+    assert asked and last - max(asked) <= max(limits.cooldown, timedelta(7)) + 7 * DAY
+
+
+@settings(max_examples=100, deadline=None)
+@given(moments, st.integers(1, 5))
+def test_asking_again_changes_nothing(days: list[Moment], times: int) -> None:
+    """Duplicate ticks, another daemon, a clock set back: the same evidence gives the same answer, a yes a no."""
+    replayed = Replayed(LIMITS)
+    replayed.live(days)
+    quiet = Moment(None, None, None, False, 0)
+    for _ in range(times):
+        replayed.tick(quiet)
+    answers = [decision for _, decision in replayed.ticks[-times:]]
+    first = answers[0]
+    assert not any(decision.retrain for decision in answers[1:])
+    assert first.retrain or all(decision == first for decision in answers)
