@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 PARENT_TAG = "mlflow.parentRunId"
+CONTINUES, CONTINUED_BY = "continues", "continued_by"  # tags of a run that took up another's work, and of that other
 KNOWN = 20  # so many versions are named to who asked for another
 METRICS_A_BATCH, PAIRS_A_BATCH = 800, 100  # MLflow takes 1000 metrics, 100 params and 100 tags, 1000 in all
 SAFE = {"MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -173,13 +174,25 @@ class MlflowResource(dg.ConfigurableResource[Any]):
 
     @contextmanager
     def run(
-        self, experiment: str, name: str, tags: Mapping[str, object] | None = None, parent: str | None = None
+        self,
+        experiment: str,
+        name: str,
+        tags: Mapping[str, object] | None = None,
+        parent: str | None = None,
+        continues: str | None = None,
     ) -> Iterator[str]:
         """A run of an experiment, by names; yields the run's id and ends the run truthfully.
 
         FINISHED, FAILED when the block raises, KILLED when it is interrupted (Ctrl-C, a terminated Dagster run).
+        `continues` is the run of work that is taken up again: one that nobody ended, since its process was killed,
+        goes on under its id; of one that ended badly there is a new run, and each names the other.
         """
-        run_id = self._start(self.experiment(experiment), name, tags or {}, parent)
+        run_id = self._going_on(continues, tags or {})
+        if run_id is None:
+            before = {CONTINUES: continues} if continues else {}
+            run_id = self._start(self.experiment(experiment), name, {**(tags or {}), **before}, parent)
+        if continues and continues != run_id:
+            self._found(self.client().set_tag, continues, CONTINUED_BY, run_id)
         status = "FAILED"
         try:
             yield run_id
@@ -189,6 +202,14 @@ class MlflowResource(dg.ConfigurableResource[Any]):
             raise
         finally:
             self._ask(self.client().set_terminated, run_id, status)
+
+    def abandon(self, run_id: str) -> bool:
+        """End a run as KILLED that nobody ended, since its process was killed; False where there was nothing to end."""
+        found = self._found(self.client().get_run, run_id)
+        if found is None or found.info.status != "RUNNING":
+            return False
+        self._ask(self.client().set_terminated, run_id, "KILLED")
+        return True
 
     def log(
         self,
@@ -219,12 +240,18 @@ class MlflowResource(dg.ConfigurableResource[Any]):
         self._ask(self.client().log_artifacts, run_id, str(directory), artifact_path)
 
     def log_trials(self, parent: str, metric: str, trials: Iterable[Mapping[str, Any]]) -> list[str]:
-        """Each trial of a search as a child run, with its own times; returns the children's ids.
+        """Each trial of a search as a child run, with its own times, once; returns the ids of the new ones.
 
         A trial holds number, params, value (None when it failed), state (COMPLETE or FAIL), started_at (ISO), seconds.
         """
         experiment = self._ask(self.client().get_run, parent).info.experiment_id
-        return [self._log_trial(experiment, parent, metric, trial) for trial in trials]
+        children = self._ask(
+            self.client().search_runs, [experiment], f"tags.`{PARENT_TAG}` = '{parent}'", max_results=5000
+        )
+        known = {run.data.tags.get("trial") for run in children if run.info.status != "RUNNING"}
+        return [
+            self._log_trial(experiment, parent, metric, trial) for trial in trials if str(trial["number"]) not in known
+        ]
 
     def register(self, name: str, run_id: str, artifact_path: str, tags: Mapping[str, object] | None = None) -> str:
         """Make a version of the model `name` from a run's artifacts; returns the version, counted from "1"."""
@@ -235,6 +262,11 @@ class MlflowResource(dg.ConfigurableResource[Any]):
         source = f"{self._ask(client.get_run, run_id).info.artifact_uri}/{artifact_path}"
         made = self._ask(client.create_model_version, name, source, run_id=run_id, tags=_strings(tags or {}))
         return str(made.version)
+
+    def registered(self, name: str, run_id: str) -> str | None:
+        """The newest version that was made from a run; None when there is none."""
+        found = self._ask(self.client().search_model_versions, f"name = '{name}' and run_id = '{run_id}'")
+        return max((str(item.version) for item in found), key=int, default=None)
 
     def tag_version(self, name: str, version: str, tags: Mapping[str, object]) -> None:
         for key, value in tags.items():
@@ -359,6 +391,17 @@ class MlflowResource(dg.ConfigurableResource[Any]):
         if self.artifact_root or self.uri.startswith("http"):
             return self.artifact_root or None
         return default_artifact_root().as_uri()
+
+    def _going_on(self, run_id: str | None, tags: Mapping[str, object]) -> str | None:
+        """The run itself where it did not end badly; one that ended well was killed before anyone was told."""
+        found = self._found(self.client().get_run, run_id) if run_id else None
+        if run_id is None or found is None or found.info.lifecycle_stage != "active":
+            return None
+        if found.info.status not in ("RUNNING", "FINISHED"):
+            return None
+        self._ask(self.client().update_run, run_id, "RUNNING")
+        self.log(run_id, tags=tags)
+        return run_id
 
     def _start(
         self, experiment: str, name: str, tags: Mapping[str, object], parent: str | None, at: int | None = None
