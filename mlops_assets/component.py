@@ -19,6 +19,7 @@ from pydantic import Field
 
 from mlops_assets.catalog import Catalog
 from mlops_assets.declarations import (
+    Approval,
     Checkpoint,
     DeclarationError,
     FloatRange,
@@ -133,12 +134,14 @@ class MonitorSpec(dg.Model):
 
 
 class ServeSpec(dg.Model):
-    """`Serve`, the deadline in seconds."""
+    """`Serve`, the deadline in seconds, what a step waits for labels in days."""
 
     canary: list[int] = Field(default_factory=lambda: list(Serve.canary))
     max_error_share: float = Serve.max_error_share
     max_latency_ratio: float = Serve.max_latency_ratio
     min_requests: int = Serve.min_requests
+    hold_days: float = Serve.hold / timedelta(days=1)
+    max_changed: float = Serve.max_changed
     without_store: WithoutStore = Serve.without_store
     deadline_seconds: float = Serve.deadline.total_seconds()
 
@@ -148,9 +151,20 @@ class ServeSpec(dg.Model):
             max_error_share=self.max_error_share,
             max_latency_ratio=self.max_latency_ratio,
             min_requests=self.min_requests,
+            hold=timedelta(days=self.hold_days),
+            max_changed=self.max_changed,
             without_store=self.without_store,
             deadline=timedelta(seconds=self.deadline_seconds),
         )
+
+
+class ApprovalSpec(dg.Model):
+    """`Approval`, in days."""
+
+    expires_days: float = Approval.expires / timedelta(days=1)
+
+    def approval(self) -> Approval:
+        return Approval(expires=timedelta(days=self.expires_days))
 
 
 class ParitySpec(dg.Model):
@@ -188,6 +202,7 @@ class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
     canary: Sequence[int] | None = None  # short for `serve: {canary: ...}`
     monitor: MonitorSpec = MonitorSpec()
     parity: ParitySpec = ParitySpec()
+    approval: ApprovalSpec | None = None  # `approval: {}` for what `Approval()` is
     checkpoint: CheckpointSpec | None = CheckpointSpec()
     postprocess: str | None = None  # "module:name" of a function declared with @postprocess
     description: str = ""
@@ -210,6 +225,7 @@ class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
             serve=self._serve(),
             monitor=self.monitor.monitor(),
             parity=Parity(**self.parity.model_dump()),
+            approval=self.approval.approval() if self.approval else None,
             checkpoint=self.checkpoint.checkpoint() if self.checkpoint else None,
             postprocess=_post_processing(self.postprocess) if self.postprocess else None,
             description=self.description,

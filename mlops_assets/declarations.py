@@ -710,12 +710,19 @@ class Serve:
     failed or its 95th percentile of latency is over `max_latency_ratio` times the champion's. `without_store` says
     what an endpoint does while its online store is away: "refuse" answers 503, "fall back" uses the views' cold
     starts or nulls, marked. A request that waited longer than `deadline` is not answered any more.
+
+    At the end of each step champion and challenger are compared on the same requests. A challenger whose metric is
+    surely lower goes back, by more than the monitor's `metric_drop`. Until enough labels tell, a step waits `hold`, by
+    the time that is asked about; then it goes on, unless no labels came and more than `max_changed` (0 to 1) of the
+    requests are decided otherwise. By default nothing waits for labels, and those that are known count.
     """
 
     canary: Sequence[int] = (10, 50, 100)
     max_error_share: float = 0.01
     max_latency_ratio: float = 3.0
     min_requests: int = 50
+    hold: timedelta = timedelta(0)
+    max_changed: float = 0.5
     without_store: WithoutStore = "refuse"
     deadline: timedelta = timedelta(seconds=10)
 
@@ -728,6 +735,9 @@ class Serve:
             )
         if not 0 <= self.max_error_share < 1 or self.max_latency_ratio < 1 or self.min_requests < 1:
             limits = "max_error_share in [0, 1), max_latency_ratio and min_requests from 1"
+            raise DeclarationError.of("Serve", "a bound", self, limits, "Give one within its limits.")
+        if self.hold < timedelta(0) or not 0 < self.max_changed <= 1:
+            limits = "hold from 0, max_changed in (0, 1]"
             raise DeclarationError.of("Serve", "a bound", self, limits, "Give one within its limits.")
         if self.without_store not in get_args(WithoutStore):
             raise DeclarationError.of(

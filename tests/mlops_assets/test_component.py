@@ -32,6 +32,7 @@ from mlops_assets.component import (
     load_components,
 )
 from mlops_assets.declarations import (
+    Approval,
     DeclarationError,
     FloatRange,
     Gate,
@@ -129,6 +130,14 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Model
 
 def specs_of(defs: dg.Definitions) -> dict[dg.AssetKey, dg.AssetSpec]:
     return {spec.key: spec for asset in defs.assets or () for spec in asset.specs}
+
+
+def test_approval_is_asked_for_in_yaml_too(load):
+    """Left out nobody is asked; an empty one waits as long as Python's does."""
+    assert load().approval is None and load(approval={}).approval == Approval()
+    assert load(approval={"expires_days": 1.5}).approval == Approval(expires=timedelta(days=1.5))
+    with pytest.raises(DeclarationError, match=r"expires is .* a positive duration"):
+        load(approval={"expires_days": 0})
 
 
 def test_the_same_words_make_the_same_declaration(load):

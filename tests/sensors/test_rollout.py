@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,23 +14,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resources.releases import Limits, ReleaseRecord, ReleaseStore
-from sensors.rollout import RolloutDecision, VariantEvidence, rollout_decision, rollout_sensor
+from sensors.rollout import (
+    Compared,
+    RolloutDecision,
+    Terms,
+    VariantEvidence,
+    comparison_decision,
+    rollout_decision,
+    rollout_sensor,
+)
 
 MODEL = "flights/late_arrival"
-GOOD = VariantEvidence(requests=1_000, errors=1, latency_ms=4.0, metric=0.71)
+GOOD = VariantEvidence(requests=1_000, errors=1, latency_ms=4.0)
 LIMITS = Limits(max_error_share=0.01, max_latency_ratio=1.5, min_requests=200)
 WHO = {"by": "test", "why": "a test"}
 
 
-def decided(champion: VariantEvidence, challenger: VariantEvidence, **options: Any) -> RolloutDecision:
-    return rollout_decision(champion, challenger, LIMITS, **options)
+UNLABELLED = Compared(rows=1_000, labels=20, metric_name="roc_auc", changed=0.1, psi=0.05, seconds=3_600)
+LABELLED = replace(UNLABELLED, labels=800, champion=0.71, challenger=0.715, gain=0.005, interval=(-0.01, 0.02))
+
+
+def decided(champion: VariantEvidence, challenger: VariantEvidence) -> RolloutDecision:
+    return rollout_decision(champion, challenger, LIMITS)
 
 
 def test_a_canary_as_good_as_the_champion_goes_on() -> None:
-    """Equal evidence advances; so does one whose metric is not known yet, and the reason says so."""
-    assert decided(GOOD, GOOD).action == "advance"
-    unknown = decided(GOOD, replace(GOOD, metric=None))
-    assert unknown.action == "advance" and "metric not known yet" in unknown.reasons[0]
+    """Equal evidence advances, and the reason says on how many requests."""
+    assert decided(GOOD, GOOD) == RolloutDecision("advance", ("1000 requests, 0.1% failed",))
 
 
 @pytest.mark.parametrize(
@@ -38,26 +48,83 @@ def test_a_canary_as_good_as_the_champion_goes_on() -> None:
     [
         (replace(GOOD, errors=20), "20 of 1000 requests failed, 1.1% allowed"),
         (replace(GOOD, latency_ms=11.5), "takes 11.5 ms, 11.0 allowed"),
-        (replace(GOOD, metric=0.67), "metric 0.6700 against 0.7100"),
     ],
-    ids=["errors", "latency", "metric"],
+    ids=["errors", "latency"],
 )
 def test_a_worse_canary_goes_back_and_says_why(challenger: VariantEvidence, why: str) -> None:
-    """Each of the three is reason enough."""
+    """Each of the two is reason enough."""
     decision = decided(GOOD, challenger)
     assert (decision.action, decision.reasons) == ("roll back", (why,))
 
 
-def test_the_metric_knows_its_direction() -> None:
-    """Of an error a higher one is worse."""
-    champion, challenger = replace(GOOD, metric=10.0), replace(GOOD, metric=10.5)
-    assert decided(champion, challenger, higher_is_better=False).action == "roll back"
-    assert decided(challenger, champion, higher_is_better=False).action == "advance"
+# -- on the same requests ----------------------------------------------------------------------------
+
+
+def test_a_challenger_that_is_surely_and_materially_worse_goes_back() -> None:
+    """The numbers and the rows are told; a small loss, or one that may be chance, is no reason."""
+    worse = replace(LABELLED, challenger=0.65, gain=-0.06, interval=(-0.09, -0.02))
+    decision = comparison_decision(worse, Terms(metric_drop=0.03))
+    assert decision.action == "roll back"
+    assert decision.reasons[0].startswith(
+        "roc_auc 0.6500 against 0.7100 on the same 800 labelled requests: -0.0600, surely in [-0.0900, -0.0200]"
+    )
+    assert comparison_decision(worse, Terms(metric_drop=0.07)).action != "roll back", "allowed"
+    assert comparison_decision(replace(worse, interval=(-0.12, 0.01)), Terms()).action != "roll back", "chance"
+
+
+def test_labels_that_leave_it_open_are_waited_for_and_then_it_goes_on() -> None:
+    """A greater drop than allowed is not ruled out: more labels would tell, as long as the declaration waits."""
+    few = replace(LABELLED, gain=0.0, interval=(-0.2, 0.2))
+    held = comparison_decision(few, Terms(patience=timedelta(hours=2)))
+    assert (held.action, held.waits_for) == ("hold", "labels") and "waits up to 2:00:00 for labels" in held.reasons[0]
+    after = comparison_decision(replace(few, seconds=7_200), Terms(patience=timedelta(hours=2)))
+    assert after.action == "advance" and "a drop of 0.03 is not ruled out" in after.reasons[0]
+    assert comparison_decision(few, Terms()).action == "advance", "nothing waits by default"
+    assert comparison_decision(LABELLED, Terms(patience=timedelta(days=9))).action == "advance", "it is ruled out"
+
+
+@pytest.mark.parametrize(("share", "then"), [(0.1, "advance"), (0.5, "advance"), (0.6, "roll back")])
+def test_without_labels_who_decides_very_much_otherwise_goes_back_after_the_wait(share: float, then: str) -> None:
+    """Until then both wait alike, and how many requests are decided otherwise is told."""
+    said = replace(UNLABELLED, changed=share)
+    terms = Terms(max_changed=0.5, patience=timedelta(hours=2))
+    assert comparison_decision(said, terms).action == "hold"
+    after = comparison_decision(replace(said, seconds=7_200), terms)
+    assert after.action == then and f"20 labels known; {share:.1%} decided otherwise" in after.reasons[0]
+
+
+def test_what_cannot_be_compared_is_judged_by_errors_and_latency_and_said() -> None:
+    decision = comparison_decision(Compared(problem="they read other features"), Terms())
+    assert (decision.action, decision.reasons) == ("advance", ("not compared: they read other features",))
+
+
+compared = st.builds(
+    Compared,
+    champion=st.just(0.7),
+    challenger=st.just(0.7),
+    gain=st.floats(-1, 1),
+    interval=st.tuples(st.floats(-1, 1), st.floats(-1, 1)).map(lambda pair: (min(pair), max(pair))),
+    changed=st.floats(0, 1),
+    seconds=st.floats(0, 10_000),
+)
+
+
+@given(compared, st.builds(Terms, patience=st.timedeltas(timedelta(0), timedelta(hours=3))))
+def test_labels_end_a_canary_only_when_they_surely_show_a_loss(said: Compared, terms: Terms) -> None:
+    """However much is decided otherwise and however long it waited; and no wait outlasts the patience."""
+    decision, interval = comparison_decision(said, terms), said.interval or (0, 0)
+    if decision.action == "roll back":
+        assert interval[1] < 0 and (said.gain or 0) < -terms.metric_drop
+    if decision.action == "hold":
+        assert said.seconds < terms.patience.total_seconds()
+
+
+# -- both by themselves -------------------------------------------------------------------------------
 
 
 def test_a_bad_day_of_the_whole_world_rolls_nothing_back() -> None:
     """Both fail and are slow alike: that is not the canary's doing."""
-    day = replace(GOOD, errors=300, latency_ms=900.0, metric=0.5)
+    day = replace(GOOD, errors=300, latency_ms=900.0)
     assert decided(day, day).action == "advance"
 
 
@@ -80,13 +147,12 @@ evidence = st.builds(
     requests=st.integers(0, 400),
     errors=st.just(0),
     latency_ms=st.none() | st.floats(0, 1_000),
-    metric=st.none() | st.floats(0, 1),
 )
 
 
 @given(evidence, evidence)
 def test_without_errors_too_few_requests_always_hold(champion: VariantEvidence, challenger: VariantEvidence) -> None:
-    """Whatever latency and metric say, on fewer than the minimum of either variant nothing moves."""
+    """Whatever the latency says, on fewer than the minimum of either variant nothing moves."""
     few = min(champion.requests, challenger.requests) < LIMITS.min_requests
     assert (decided(champion, challenger).action == "hold") is few
 
@@ -152,6 +218,42 @@ def test_the_sensor_judges_by_the_limits_of_the_record(tmp_path: Path) -> None:
     assert "advance at 10 %" in said(rollout_sensor(MODEL, patient, lambda record: few))[0]
     strict = in_canary(tmp_path / "strict", [10, 100])
     assert "has 20 of 200 requests" in said(rollout_sensor(MODEL, strict, lambda record: few))[0]
+
+
+def test_a_comparison_is_made_only_where_nothing_else_decides(tmp_path: Path) -> None:
+    """It reads every row of the step: not on too few requests, nor where errors end the canary already."""
+    asked: list[int] = []
+    seen: dict[str, VariantEvidence] = {"champion": GOOD, "challenger": replace(GOOD, requests=3)}
+
+    def compare(record: ReleaseRecord) -> Compared:
+        asked.append(record.revision)
+        return replace(LABELLED, gain=-0.2, interval=(-0.3, -0.1))
+
+    store = in_canary(tmp_path, [10, 100])
+    sensor = rollout_sensor(MODEL, store, lambda record: seen, compare=compare)
+    said(sensor)
+    assert asked == [] and (record := store.read(MODEL)) and record.challenger
+    seen["challenger"] = GOOD
+    assert "roll back at 10 %: roc_auc" in said(sensor)[0] and asked == [2]
+
+
+def test_every_decision_that_stands_is_told_with_whose_it_is(tmp_path: Path) -> None:
+    """Holds in words that stay the same, what a serving process did by its name; none that was overtaken."""
+    store, told = in_canary(tmp_path, [10, 100]), []
+    seen = {"champion": GOOD, "challenger": replace(GOOD, requests=3)}
+    sensor = rollout_sensor(
+        MODEL,
+        store,
+        lambda record: seen,
+        decided=lambda record, made, by: told.append((made.action, made.waits_for, by)),
+    )
+    _, cursor = said(sensor)
+    seen["challenger"] = replace(GOOD, requests=7)
+    said(sensor, cursor)
+    assert told == [("hold", "requests", "sensors.rollout")] * 2
+    store.refuse(MODEL, 2, "flights_late_arrival:two", by="serving pod-1", why="no model file")
+    said(sensor, cursor)
+    assert told[2:] == [("roll back", "", "serving pod-1")]
 
 
 def test_a_split_is_nobodys_but_a_persons_to_change(tmp_path: Path) -> None:
