@@ -1,23 +1,61 @@
-"""Where heavy work runs: one file per kind of machine, each with a function `run(entrypoint, arguments)`.
+"""Where heavy work runs: one file per kind of machine, each with a function `run(work)`.
 
 JSON goes in and JSON comes out; data goes by path. So that a kind can be swapped for another, every kind,
 also the local one, lets nothing else through.
 """
 
 import json
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from pkgutil import iter_modules
 from typing import Any, Protocol, Self
 
 import dagster as dg
 
+# A model may come out differently where one of these is another.
+PACKAGES = (
+    "numpy",
+    "polars",
+    "xgboost",
+    "lightgbm",
+    "scikit-learn",
+    "skops",
+    "onnx",
+    "optuna",
+    "torch",
+    "mlx",
+    "keras",
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A function named by `package.module:function`, and its arguments, which are JSON.
+
+    `context` is the asset that asks: what the work says arrives there; only work in this process can do without.
+    `python` is the interpreter of another process, by default this one's.
+    """
+
+    entrypoint: str
+    arguments: Mapping[str, Any]
+    context: dg.AssetExecutionContext | None = None
+    python: str = sys.executable
+
+    @property
+    def packages(self) -> dict[str, str]:
+        """What the work is expected to find where it runs."""
+        return versions(PACKAGES)
+
 
 class Compute(Protocol):
     """A kind of machine."""
 
-    def run(self, entrypoint: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """Call the function named by `package.module:function` with `arguments`; its errors are raised here."""
+    def run(self, work: Work) -> dict[str, Any]:
+        """Do the work; what it returns. Raises what it raises, here or as WorkFailedError, and WorkerLostError."""
         ...
 
 
@@ -40,22 +78,72 @@ class EntrypointError(ValueError):
         return cls(f"Entrypoint {entrypoint!r} {problem}. {fix}")
 
 
+class WorkFailedError(RuntimeError):
+    """The work raised an error in another process; it is told with its traceback there."""
+
+    @classmethod
+    def of(cls, entrypoint: str, kind: str, message: str, trace: str) -> Self:
+        return cls(f"{entrypoint} failed: {kind}: {message}\nWhere it ran:\n{trace}")
+
+
+class WorkerLostError(RuntimeError):
+    """The process that did the work died, or ended without a result."""
+
+    @classmethod
+    def of(cls, entrypoint: str, cause: str, fix: str) -> Self:
+        return cls(f"The worker that did {entrypoint} {cause}. {fix}")
+
+
+class OtherEnvironmentError(RuntimeError):
+    """The worker has other versions of the packages that the work's result depends on."""
+
+    @classmethod
+    def of(cls, differences: Mapping[str, tuple[str | None, str | None]]) -> Self:
+        told = ", ".join(
+            f"{name} {there or 'is missing'} instead of {here}" for name, (here, there) in sorted(differences.items())
+        )
+        return cls(
+            f"The worker's environment differs, and nothing was started: {told}. Install both from constraints.txt."
+        )
+
+
 def kinds() -> list[str]:
     """The kinds of machine that have a file here."""
-    return sorted(module.name for module in iter_modules(__path__))
+    return sorted(module.name for module in iter_modules(__path__) if not module.name.startswith("_"))
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those packages that are installed here."""
+    found = {}
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 class ComputeResource(dg.ConfigurableResource[Any]):
-    """Runs work on machines of one kind."""
+    """Runs work on machines of one kind; `python` is the interpreter of other processes, by default this one's."""
 
     kind: str = "local"
+    python: str = ""
 
-    def run(self, entrypoint: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Compute.run`. Raises UnknownComputeError, EntrypointError, or what the work itself raises."""
-        if self.kind not in kinds():
-            raise UnknownComputeError.of(self.kind, kinds())
-        machine: Compute = import_module(f"{__name__}.{self.kind}")
-        result: dict[str, Any] = _as_json(entrypoint, machine.run(entrypoint, _as_json(entrypoint, arguments)))
+    def run(
+        self,
+        entrypoint: str,
+        arguments: Mapping[str, Any],
+        context: dg.AssetExecutionContext | None = None,
+        kind: str | None = None,
+    ) -> dict[str, Any]:
+        """See `Work` and `Compute.run`; `kind` is another than the environment's, for one model, say.
+
+        Raises UnknownComputeError, EntrypointError, OtherEnvironmentError before anything is started.
+        """
+        kind = kind or self.kind
+        if kind not in kinds():
+            raise UnknownComputeError.of(kind, kinds())
+        machine: Compute = import_module(f"{__name__}.{kind}")
+        work = Work(entrypoint, _as_json(entrypoint, arguments), context, self.python or sys.executable)
+        result: dict[str, Any] = _as_json(entrypoint, machine.run(work))
         return result
 
 

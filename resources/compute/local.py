@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
-from resources.compute import EntrypointError
+from resources.compute import EntrypointError, Work
 
 
-def run(entrypoint: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+def run(work: Work) -> dict[str, Any]:
+    entrypoint = work.entrypoint
     module, _, name = entrypoint.partition(":")
     if not name or not _exists(module):
         raise EntrypointError.of(entrypoint, "names no module and function", "Write it as package.module:function.")
     function = getattr(import_module(module), name, None)
     if not callable(function):
         raise EntrypointError.of(entrypoint, f"names nothing to call in {module}", "Name a function of that module.")
-    result: dict[str, Any] = function(arguments)
+    result: dict[str, Any] = function(work.arguments)
     return result
 
 

@@ -1,45 +1,141 @@
 """Work goes out by name, JSON in and JSON out, on whatever kind of machine is configured."""
 
-from __future__ import annotations
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import dagster as dg
+import psutil
 import pytest
 
-from resources.compute import ComputeResource, EntrypointError, UnknownComputeError, kinds
-
-
-@pytest.mark.parametrize("kind", kinds())
-def test_work_is_called_by_name(kind: str) -> None:
-    """The function named by the entrypoint gets the arguments; its JSON comes back."""
-    run = ComputeResource(kind=kind).run
-    assert run("copy:copy", {"rows": 3, "keys": ["a"]}) == {"rows": 3, "keys": ["a"]}
-
-
-@pytest.mark.parametrize("kind", kinds())
-@pytest.mark.parametrize(
-    "entrypoint", ["copy", "no_such_module:f", "copy.no.such:f", "copy:no_such", "copy:__name__", ":f"]
+from resources.compute import (
+    ComputeResource,
+    EntrypointError,
+    OtherEnvironmentError,
+    UnknownComputeError,
+    WorkerLostError,
+    WorkFailedError,
+    kinds,
 )
-def test_an_entrypoint_that_is_none_is_named(kind: str, entrypoint: str) -> None:
+from resources.environment import PROJECT
+
+HERE = "tests.resources.compute.errands"
+Do = Callable[..., Any]
+
+
+@pytest.fixture
+def do(home: Path) -> Do:
+    """Have an asset ask for work on a kind of machine; what it got, or what was raised."""
+
+    def asked(kind: str, entrypoint: str, arguments: Mapping[str, Any], **settings: Any) -> Any:
+        got: list[Any] = []
+
+        @dg.asset
+        def errand(context: dg.AssetExecutionContext, compute: ComputeResource) -> dg.MaterializeResult[None]:
+            got.append(compute.run(entrypoint, arguments, context))
+            return dg.MaterializeResult()
+
+        compute = ComputeResource(kind=kind, **settings)
+        with dg.DagsterInstance.ephemeral() as instance:
+            dg.materialize([errand], instance=instance, resources={"compute": compute})
+            asked.events = instance.all_logs(instance.get_runs()[0].run_id)  # type: ignore[attr-defined]
+        return got[0]
+
+    return asked
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_work_is_called_by_name(do: Do, kind: str) -> None:
+    """The function named by the entrypoint gets the arguments; its JSON comes back."""
+    assert do(kind, "copy:copy", {"rows": 3, "keys": ["a"]}) == {"rows": 3, "keys": ["a"]}
+
+
+@pytest.mark.parametrize("entrypoint", ["copy", "no_such_module:f", "copy.no.such:f", "copy:no_such", "copy:__name__"])
+def test_an_entrypoint_that_is_none_is_named(entrypoint: str) -> None:
     """No module, no function, nothing to call: the error quotes the entrypoint."""
     with pytest.raises(EntrypointError, match=entrypoint):
-        ComputeResource(kind=kind).run(entrypoint, {})
+        ComputeResource().run(entrypoint, {})
+
+
+@pytest.mark.parametrize("kind", kinds())
+def test_every_kind_names_an_entrypoint_that_is_none(do: Do, kind: str) -> None:
+    with pytest.raises(EntrypointError, match="copy:no_such"):
+        do(kind, "copy:no_such", {})
 
 
 @pytest.mark.parametrize("kind", kinds())
 @pytest.mark.parametrize("value", [{1, 2}, float("nan"), object()])
 def test_only_json_travels(kind: str, value: object) -> None:
-    """What could not cross to another machine is refused here too."""
+    """What could not cross to another machine is refused here too, before anything is started."""
     with pytest.raises(EntrypointError, match="not JSON"):
         ComputeResource(kind=kind).run("copy:copy", {"value": value})
 
 
-@pytest.mark.parametrize("kind", kinds())
-def test_the_works_own_error_is_raised(kind: str) -> None:
+def test_the_works_own_error_is_raised() -> None:
     """A failure inside the work arrives as itself."""
-    with pytest.raises(KeyError, match="trainer"):
-        ComputeResource(kind=kind).run("mlops_assets.training:train", {"out": "."})
+    with pytest.raises(ValueError, match="no rows"):
+        ComputeResource().run(f"{HERE}:fail", {"message": "no rows"})
+
+
+def test_an_error_of_another_process_is_told_with_its_traceback(do: Do) -> None:
+    with pytest.raises(WorkFailedError, match=r"ValueError: no rows(.|\n)*errands.py"):
+        do("subprocess", f"{HERE}:fail", {"message": "no rows"})
+
+
+def test_what_another_process_logs_is_in_the_run(do: Do) -> None:
+    do("subprocess", f"{HERE}:talk", {"say": "trial 3: roc_auc 0.71"})
+    assert any("trial 3: roc_auc 0.71" in event.user_message for event in do.events)  # type: ignore[attr-defined]
+
+
+def test_a_worker_that_is_killed_is_reported_with_the_signal(do: Do) -> None:
+    """And never waited for."""
+    with pytest.raises(WorkerLostError, match=r"was killed by SIGKILL|for want of memory"):
+        do("subprocess", f"{HERE}:die", {"signal": signal.SIGKILL})
+    with pytest.raises(WorkerLostError, match="died of SIGSEGV"):
+        do("subprocess", f"{HERE}:die", {"signal": signal.SIGSEGV})
+
+
+def test_a_worker_that_leaves_is_reported_with_its_exit_code(do: Do) -> None:
+    with pytest.raises(WorkerLostError, match="exit code 3"):
+        do("subprocess", f"{HERE}:leave", {"code": 3})
+
+
+def test_a_worker_with_other_packages_is_refused_before_it_begins(
+    do: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each difference is named: here Polars is another version where the worker looks first."""
+    other = tmp_path / "polars-0.1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: polars\nVersion: 0.1.0\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    marker = tmp_path / "began"
+    with pytest.raises(OtherEnvironmentError, match=r"polars 0\.1\.0 instead of \d"):
+        do("subprocess", f"{HERE}:touch", {"path": str(marker)}, python=str(python))
+    assert not marker.exists()
+
+
+def test_a_worker_ends_with_the_run_that_asked(home: Path, tmp_path: Path) -> None:
+    """A run that is killed with -9 leaves no process behind that goes on writing."""
+    told = tmp_path / "pid"
+    run = subprocess.Popen([sys.executable, "-c", f"from {HERE} import ask; ask({str(told)!r})"], cwd=PROJECT)
+    deadline = time.monotonic() + 60
+    while not told.exists() or not told.read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    worker = psutil.Process(int(told.read_text()))
+    run.kill()
+    run.wait()
+    worker.wait(timeout=10)
+    assert not worker.is_running()
 
 
 def test_an_unknown_kind_lists_the_known() -> None:
     """A kind without a file is an error that names those that have one."""
-    with pytest.raises(UnknownComputeError, match=r"'mainframe'.*local"):
+    with pytest.raises(UnknownComputeError, match=r"'mainframe'.*local, subprocess"):
         ComputeResource(kind="mainframe").run("copy:copy", {})
