@@ -61,6 +61,17 @@ def _unprivileged() -> dict[str, object]:
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
 
 
+def _accepts(url: str) -> bool:
+    """It listens a while before it lets anybody in."""
+    import psycopg2
+
+    try:
+        psycopg2.connect(url).close()
+    except psycopg2.OperationalError:
+        return False
+    return True
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[str]:
     """`postgresql://postgres@127.0.0.1:<port>` of a running server, without a database."""
@@ -82,9 +93,10 @@ def postgres_server() -> Iterator[str]:
             **options,
         )
         try:
-            wait_until(lambda: listens(port) or server.poll() is not None, "PostgreSQL's start")
+            url = f"postgresql://postgres@127.0.0.1:{port}"
+            wait_until(lambda: _accepts(f"{url}/postgres") or server.poll() is not None, "PostgreSQL's start")
             assert server.poll() is None, "PostgreSQL ended while it started"
-            yield f"postgresql://postgres@127.0.0.1:{port}"
+            yield url
         finally:
             server.terminate()
             server.wait(30)
