@@ -1,0 +1,68 @@
+"""The code location of the year: one model and all that it reads, with raw tables that read what was delivered.
+
+Two things differ from `mlops_assets.definitions`: the raw tables, and that no training is due merely because a week
+is over, so that each one has the cause that the decision names.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import warnings
+
+import dagster as dg
+
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
+warnings.filterwarnings("ignore", category=dg.PreviewWarning)
+
+from mlops_assets.catalog import Catalog, gather  # noqa: E402  the filter above must come first
+from mlops_assets.declarations import ModelPipeline  # noqa: E402
+from mlops_assets.links.spec import link_key  # noqa: E402
+from mlops_assets.pipeline import model_definitions, table_definitions  # noqa: E402
+from mlops_assets.promotion import Promotion  # noqa: E402
+from mlops_assets.year.upstream import RAW, TEAM, delivered  # noqa: E402
+from resources.environment import quiet_telemetry, resources_for  # noqa: E402
+from sensors.alerts import alerts_sensor  # noqa: E402
+from sensors.automation import automation_sensor  # noqa: E402
+from sensors.events import events_sensor  # noqa: E402
+from sensors.run_failure import run_failure_sensor  # noqa: E402
+from sensors.thermal import thermal_sensor  # noqa: E402
+
+MODEL = "flights/late_arrival"
+
+
+def read_by(catalog: Catalog, model: ModelPipeline) -> Catalog:
+    """The model and the tables that it is made from, directly or not, each raw one from the upstream."""
+    found = {table.id: table for table in (model.labels, *(item.view for item in model.selections))}
+    found |= {view.stand_in.id: view.stand_in for item in model.selections if (view := item.view).stand_in}
+    waiting = list(found.values())
+    while waiting:
+        fresh = [table for _, table in catalog.inputs(waiting.pop()) if table.id not in found]
+        found |= {table.id: table for table in fresh}
+        waiting += fresh
+    raw = {f"{TEAM}/{name}" for name in RAW}
+    tables = {name: delivered(table) if name in raw else table for name, table in found.items()}  # type: ignore[arg-type]
+    return dataclasses.replace(catalog, tables=tables, models={model.id: model}, components=())
+
+
+def on_request(model: ModelPipeline) -> dg.Definitions:
+    """The model's definitions, whose training set is due when a training is asked for."""
+    training_set = link_key(model, "training_set")
+    return model_definitions(model).map_asset_specs(
+        func=lambda spec: spec.replace_attributes(automation_condition=None) if spec.key == training_set else spec
+    )
+
+
+quiet_telemetry()
+model = gather().model(MODEL)
+catalog = read_by(gather(), model)
+resources = resources_for()
+defs = dg.Definitions.merge(
+    table_definitions(catalog),
+    on_request(model),
+    dg.Definitions(
+        resources={**resources, "promotion": Promotion.of(resources)},
+        sensors=[automation_sensor, alerts_sensor, events_sensor, run_failure_sensor, thermal_sensor(time.time)],
+        executor=dg.in_process_executor,
+    ),
+)

@@ -1,0 +1,99 @@
+"""What goes wrong in the year, and when: an outage, a duplicate, a late correction, a bad release.
+
+They lie at fixed shares of the days replayed, so that a short replay has them all.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Self
+
+from mlops_assets.declarations import ModelPipeline
+
+if TYPE_CHECKING:
+    from resources.release_record import ReleaseRecord
+
+BAD_DEPLOYER = "a hurried deploy script"
+OUTAGE_DAYS = 3
+
+
+@dataclass(frozen=True)
+class Incidents:
+    """The days on which something goes wrong; `first` and `last` are the days replayed."""
+
+    outage: date
+    duplicate: date
+    correction: date
+    bad_release: date
+
+    @classmethod
+    def between(cls, first: date, last: date) -> Self:
+        days = (last - first).days
+
+        def at(share: float) -> date:
+            return first + timedelta(days=round(days * share))
+
+        return cls(at(0.17), at(0.5), at(0.6), at(0.7))
+
+    def out(self, day: date) -> bool:
+        return self.outage <= day < self.outage + timedelta(days=OUTAGE_DAYS)
+
+    @property
+    def back(self) -> date:
+        return self.outage + timedelta(days=OUTAGE_DAYS)
+
+
+def release_badly(model: ModelPipeline, version: str) -> ReleaseRecord:
+    """A Bento past all checks as a canary: of the champion, with a table of carriers made from twenty rows.
+
+    It answers its golden rows, and fails on every carrier that is not among them.
+    """
+    from mlops_assets.promotion import limits_of
+    from resources.bentos import BentoStore
+    from resources.releases import ReleaseStore
+
+    bentos, releases = BentoStore(), ReleaseStore()
+    champion = releases.current(model.id).champion
+    with TemporaryDirectory() as work:
+        bundle = Path(work, "bundle")
+        shutil.copytree(bentos.path(champion.release), bundle)
+        _carriers_from_a_sample(model, bundle)
+        tag = bentos.build(bundle, model.id, {"version": version, "run_id": "none"})
+    return releases.start_canary(
+        model.id,
+        tag,
+        version,
+        list(model.serve.canary),
+        by=BAD_DEPLOYER,
+        why="a hotfix of the post-processing, past the gate",
+        limits=limits_of(model.serve),
+    )
+
+
+def _carriers_from_a_sample(model: ModelPipeline, bundle: Path) -> None:
+    import polars as pl
+
+    from mlops_assets.declarations import PostProcessing
+    from mlops_assets.fields import String
+    from mlops_assets.serving.plan import FeaturePlan
+    from mlops_assets.serving.postprocess import Postprocess
+
+    names = FeaturePlan.from_json(json.loads((bundle / "plan.json").read_bytes())).inputs
+    golden = json.loads((bundle / "golden.json").read_bytes())["rows"]
+    known = {row[names.index("carrier")] for row in golden}
+
+    def named(carrier: pl.Expr) -> dict[str, pl.Expr]:
+        return {"airline": carrier.replace_strict({code: f"airline {code}" for code in sorted(known)})}
+
+    post = PostProcessing("named", model.team, {"airline": String("Name of the airline")}, named)
+    from dataclasses import replace
+
+    made = Postprocess.of(replace(model, postprocess=post))
+    if made is None:
+        raise RuntimeError(f"{model.title} has no post-processing to break. Declare one.")
+    made.write(bundle, names)

@@ -1,0 +1,46 @@
+"""What the year writes down as it goes: one JSON line a day, which a replay that was killed goes on from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from resources.environment import home
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day as it was lived. `reports` are the numbers of its reports by link, `notes` what was done to the platform."""
+
+    day: str
+    asked: int
+    champion: str
+    traffic: str
+    reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The days so far, in order."""
+
+    path: Path
+
+    @classmethod
+    def here(cls) -> Self:
+        return cls(home() / "year.jsonl")
+
+    def write(self, day: Day) -> None:
+        with self.path.open("a") as lines:
+            lines.write(json.dumps(asdict(day), default=str) + "\n")
+
+    def read(self) -> list[Day]:
+        if not self.path.exists():
+            return []
+        whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        told = [json.loads(line) for line in whole]
+        return [Day(**{**one, "notes": tuple(one["notes"])}) for one in told]
