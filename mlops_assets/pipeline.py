@@ -11,7 +11,7 @@ import dagster as dg
 from mlops_assets.approval import approvals
 from mlops_assets.catalog import Catalog, asset_key
 from mlops_assets.declarations import ModelPipeline
-from mlops_assets.links import drift_report, performance_report, spec
+from mlops_assets.links import drift_report, performance_report, quality_report, spec
 from mlops_assets.links.approval import approval_asset
 from mlops_assets.links.bento import bento_asset
 from mlops_assets.links.candidate import candidate_asset
@@ -23,14 +23,9 @@ from mlops_assets.links.scores import scores_asset
 from mlops_assets.links.snapshot import snapshot_asset
 from mlops_assets.links.table import table_asset
 from mlops_assets.links.training_set import training_set_asset
+from mlops_assets.retraining import TRAINING_LINKS, retraining, training_job_name
 from mlops_assets.rollout import rollout
 from sensors.retraining import retraining_sensor
-
-TRAINING_LINKS = ("training_set", "candidate", "champion", "bento", "endpoint")
-
-
-def training_job_name(model: ModelPipeline) -> str:
-    return f"{model.team}__{model.name}__train"
 
 
 def model_assets(model: ModelPipeline) -> list[dg.AssetsDefinition]:
@@ -44,6 +39,7 @@ def model_assets(model: ModelPipeline) -> list[dg.AssetsDefinition]:
         endpoint_asset,
         predictions_asset,
         scores_asset,
+        quality_report.quality_report_asset,
         drift_report.drift_report_asset,
         performance_report.performance_report_asset,
     )
@@ -58,24 +54,9 @@ def model_definitions(model: ModelPipeline) -> dg.Definitions:
         description=f"Train {model.title} as of a cutoff and release it if it passes its gate.",
         tags={"team": model.team, "model": model.name},
     )
-    sensors = [_retraining(model, job), rollout(model), late_answers(model)]
+    sensors = [retraining_sensor(retraining(model), job), rollout(model), late_answers(model)]
     sensors += [approvals(model)] if model.approval else []
     return dg.Definitions(assets=model_assets(model), jobs=[job], sensors=sensors)
-
-
-def _retraining(model: ModelPipeline, job: dg.UnresolvedAssetJobDefinition) -> dg.SensorDefinition:
-    return retraining_sensor(
-        model.id,
-        job,
-        checks=[
-            dg.AssetCheckKey(spec.link_key(model, drift_report.LINK), drift_report.CHECK),
-            dg.AssetCheckKey(spec.link_key(model, performance_report.LINK), performance_report.CHECK),
-        ],
-        candidate=spec.link_key(model, "candidate"),
-        training=[spec.link_key(model, link) for link in TRAINING_LINKS],
-        cutoffs=model.cutoffs,
-        limits=model.monitor,
-    )
 
 
 def table_definitions(catalog: Catalog) -> dg.Definitions:

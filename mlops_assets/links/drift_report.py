@@ -1,9 +1,10 @@
 """Drift of a day: how far the inputs of the trailing window have moved from what the champion was trained on.
 
-The numbers cover every answer of the window; the page is Evidently's, drawn from a stated sample.
+The numbers cover every answer of the window but those of days on which the data pipeline was broken; the page is
+Evidently's, drawn from a stated sample.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -11,15 +12,16 @@ import dagster as dg
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.links import reports, spec
+from mlops_assets.links.reports import Window
 from resources.bentos import BentoStore
 
 if TYPE_CHECKING:
-    import polars as pl
-
+    from mlops_assets.monitoring.causes import Cause
     from mlops_assets.monitoring.drift import DriftResult
 
 LINK = "drift_report"
 CHECK = "drift"
+SHOWN = ["column", "psi", "usual", "drifted", "how", "null_share_change"]
 
 
 def drift_report_asset(model: ModelPipeline) -> dg.AssetsDefinition:
@@ -45,74 +47,70 @@ def drift_report_asset(model: ModelPipeline) -> dg.AssetsDefinition:
     def drift_report(
         context: dg.AssetExecutionContext, answers: Any, bentos: dg.ResourceParam[BentoStore]
     ) -> Iterator[Any]:
-        rows = answers.collect()
-        release = reports.judged_release(rows)
-        if release is None:
+        from mlops_assets.retraining import report_seen
+
+        window = Window.of(model, bentos, answers.collect(), context.partition_time_window.start)
+        if window is None:
             yield dg.MaterializeResult(metadata=reports.NOTHING_TO_JUDGE)
             yield spec.check_result(key, reports.nothing_to_judge(CHECK), day=context.partition_key)
             return
-        result, page = _measured(model, bentos, release, rows, context)
-        yield dg.MaterializeResult(
-            metadata={
-                **result.numbers(),
-                "release": release,
-                **reports.link_to(page),
-                "columns": _table(result),
-                **{f"psi/{column.name}": column.psi for column in result.columns if column.psi is not None},
-            }
-        )
-        yield spec.check_result(key, no_drift(result), day=context.partition_key)
+        result, causes = window.drift, causes_of(window)
+        page = reports.report_path(model, context.partition_time_window.start, "drift")
+        if result.verdict != "not enough rows":
+            _draw(page, window, causes)
+        yield dg.MaterializeResult(metadata={**_facts(window, causes), **reports.link_to(page)})
+        yield spec.check_result(key, no_drift(result, causes), day=context.partition_key)
+        report_seen(model, context)
 
     return drift_report
 
 
-def _measured(
-    model: ModelPipeline, bentos: BentoStore, release: str, rows: "pl.DataFrame", context: dg.AssetExecutionContext
-) -> "tuple[DriftResult, Any]":
-    import polars as pl
+def causes_of(window: Window) -> "list[Cause]":
+    """What the pipeline spoilt, then what moved in the rest."""
+    from mlops_assets.monitoring.causes import moved
 
-    from mlops_assets.monitoring.drift import drift
-    from mlops_assets.monitoring.evidently_report import write_drift_report
-
-    baseline = pl.read_parquet(bentos.path(release) / "baseline.parquet")
-    # A feature declared since the release was trained has nothing to be compared with yet.
-    reference = baseline.select(name for name in (*model.inputs, "prediction") if name in baseline.columns)
-    reference, rows = numbered(model, reference), numbered(model, rows)
-    limits: dict[str, Any] = {"limit": model.monitor.psi, "share_limit": model.monitor.drifted_share}
-    result = drift(reference, rows, **limits, min_rows=model.monitor.min_rows)
-    page = reports.report_path(model, context.partition_time_window.start, "drift")
-    if result.verdict != "not enough rows":
-        write_drift_report(page, reference, rows, **limits)
-    return result, page
+    return [*window.pipeline, *moved(window.drift)]
 
 
-def numbered(model: ModelPipeline, rows: "pl.DataFrame") -> "pl.DataFrame":
-    """The rows with a column for each place of an array, as the model reads it."""
-    import polars as pl
-
-    sizes = {name: field.size for name, field in model.input_fields.items() if field.size and name in rows.columns}
-    places = [
-        pl.col(name).list.get(place, null_on_oob=True).alias(f"{name}[{place}]")
-        for name, size in sizes.items()
-        for place in range(size)
-    ]
-    return rows.with_columns(places).drop(sizes)
-
-
-def no_drift(result: "DriftResult") -> Claim:
+def no_drift(result: "DriftResult", causes: "list[Cause]") -> Claim:
     """The dataset has not drifted; on too few rows nothing is claimed, and the reason says so."""
-    named: Sequence[str] = result.drifted[:5]
-    moved = f"{len(result.drifted)} of {len(result.columns)} inputs over PSI {result.limit}"
-    reason = f"{result.verdict}: {moved}, {result.rows} rows"
+    from mlops_assets.monitoring.causes import sentence, told
+
+    moved = f"{len(result.drifted)} of {len(result.columns)} inputs drifted, the prediction is {_said(result)}"
     return Claim(
         CHECK,
         result.verdict != "drift",
-        f"{reason} ({', '.join(named)})" if named else reason,
+        f"{result.verdict}: {moved}, {result.rows} rows. {sentence(causes)}".strip(),
         blocking=False,
-        numbers=result.numbers(),
+        numbers={**result.numbers(), "causes": told(causes)},
     )
 
 
-def _table(result: "DriftResult") -> dg.MarkdownMetadataValue:
-    columns = ["column", "psi", "drifted", "null_share_change"]
-    return spec.table(columns, result.table().select(columns).rows())
+def _said(result: "DriftResult") -> str:
+    verdict = result.prediction_verdict
+    return "drifted too" if verdict == "drift" else "stable" if verdict == "stable" else "not judged"
+
+
+def _facts(window: Window, causes: "list[Cause]") -> dict[str, Any]:
+    from mlops_assets.monitoring.causes import told
+
+    result = window.drift
+    return {
+        **result.numbers(),
+        "rows_left_out": window.left_out,
+        "rule": result.rule,
+        "causes": told(causes),
+        "release": window.release,
+        "columns": spec.table(SHOWN, result.table().select(SHOWN).rows()),
+        **{f"psi/{column.name}": column.psi for column in result.columns if column.psi is not None},
+    }
+
+
+def _draw(page: Any, window: Window, causes: "list[Cause]") -> None:
+    from mlops_assets.monitoring.causes import told, whose
+    from mlops_assets.monitoring.evidently_report import write_drift_report
+
+    said = [f"{window.drift.verdict}. {whose(causes)}.", *told(causes), window.drift.rule]
+    monitor = window.model.monitor
+    limits: dict[str, Any] = {"limit": monitor.psi, "share_limit": monitor.drifted_share, "said": said}
+    write_drift_report(page, window.numbered(window.baseline), window.numbered(window.sound), **limits)

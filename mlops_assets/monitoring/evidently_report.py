@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import uuid4
@@ -33,8 +34,9 @@ def write_drift_report(
     limit: float = 0.2,
     share_limit: float = 0.3,
     sample: int = SAMPLE,
+    said: Sequence[str] = (),
 ) -> Path:
-    """Draw the drift of every column of `reference`, the prediction among them, by PSI.
+    """Draw the drift of every column of `reference`, the prediction among them, by PSI; `said` is the page's head.
 
     Columns are typed as `drift` types them. One without a value on a side is left out, as Evidently cannot
     draw it. Raises ValueError where no column is left.
@@ -43,17 +45,34 @@ def write_drift_report(
     if not drawn:
         raise ValueError(f"No column has values on both sides ({', '.join(reference.columns)}). Report on more rows.")
     with _evidently():
-        from evidently import DataDefinition, Report
+        from evidently import Report
         from evidently.presets import DataDriftPreset
 
-        numeric = [name for name in drawn if kind_of(current[name]) == "numeric"]
-        definition = DataDefinition(
-            numerical_columns=numeric, categorical_columns=[name for name in drawn if name not in numeric]
-        )
+        definition = _definition(current.select(drawn))
         preset = DataDriftPreset(method="psi", threshold=limit, drift_share=share_limit)
         report = Report([preset], metadata=_provenance(sample, reference=reference, current=current))
         sides = (_dataset(side.select(drawn), definition, sample) for side in (current, reference))
-        return _save(report.run(*sides), path)
+        return _save(report.run(*sides), path, said)
+
+
+def write_quality_report(
+    path: Path, reference: pl.DataFrame, current: pl.DataFrame, *, sample: int = SAMPLE, said: Sequence[str] = ()
+) -> Path:
+    """Draw what the columns of `reference` hold on both sides: ranges, distributions, missing values.
+
+    Raises ValueError where `current` has no rows.
+    """
+    if current.is_empty():
+        raise ValueError("There are no rows to draw. Report on a day with answers.")
+    with _evidently():
+        from evidently import Report
+        from evidently.presets import DataSummaryPreset
+
+        drawn = [name for name in reference.columns if _has_values(reference[name]) and _has_values(current[name])]
+        report = Report([DataSummaryPreset()], metadata=_provenance(sample, reference=reference, current=current))
+        definition = _definition(current.select(drawn))
+        sides = (_dataset(side.select(drawn), definition, sample) for side in (current, reference))
+        return _save(report.run(*sides), path, said)
 
 
 def write_performance_report(
@@ -64,6 +83,7 @@ def write_performance_report(
     *,
     threshold: float = 0.5,
     sample: int = SAMPLE,
+    said: Sequence[str] = (),
 ) -> Path:
     """Draw how predictions (a probability, or a value) meet the truth, by Evidently's preset of the task."""
     import polars as pl
@@ -75,7 +95,17 @@ def write_performance_report(
         preset, definition = _task_preset(task, threshold)
         report = Report([preset], metadata=_provenance(sample, current=met))
         labels = met.with_columns(pl.col(TARGET).cast(pl.Int64 if task == "classification" else pl.Float64))
-        return _save(report.run(_dataset(labels, definition, sample), None), path)
+        return _save(report.run(_dataset(labels, definition, sample), None), path, said)
+
+
+def _definition(frame: pl.DataFrame) -> Any:
+    """Its columns typed as `drift` types them."""
+    from evidently import DataDefinition
+
+    numeric = [name for name in frame.columns if kind_of(frame[name]) == "numeric"]
+    return DataDefinition(
+        numerical_columns=numeric, categorical_columns=[name for name in frame.columns if name not in numeric]
+    )
 
 
 def _task_preset(task: str, threshold: float) -> tuple[Any, Any]:
@@ -120,19 +150,21 @@ def _has_values(column: pl.Series) -> bool:
     return column.null_count() < len(column)
 
 
-def _save(run: Any, path: Path) -> Path:
+def _save(run: Any, path: Path, said: Sequence[str] = ()) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
-        beside.write_text(_page(run), encoding="utf-8")
+        beside.write_text(_page(run, said), encoding="utf-8")
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
     return path
 
 
-def _page(run: Any) -> str:
-    """Evidently's page with its metadata at the head, which Evidently itself leaves out of HTML."""
-    said = " &middot; ".join(f"{name}: {value}" for name, value in run.dump_dict()["metadata"].items())
+def _page(run: Any, said: Sequence[str] = ()) -> str:
+    """Evidently's page with what is `said`, and its metadata at the head, which Evidently leaves out of HTML."""
+    drawn = " &middot; ".join(f"{name}: {value}" for name, value in run.dump_dict()["metadata"].items())
+    lines = "".join(f"<li>{escape(line)}</li>" for line in said)
+    head = f'<div style="font: 14px sans-serif; margin: 1em"><ul>{lines}</ul><p>{drawn}</p></div>'
     html: str = run.get_html_str(as_iframe=False)
-    return html.replace("<body>", f'<body>\n<p style="font: 14px sans-serif; margin: 1em">{said}</p>', 1)
+    return html.replace("<body>", f"<body>\n{head}", 1)

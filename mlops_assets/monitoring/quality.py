@@ -237,11 +237,9 @@ def _ages(rows: pl.DataFrame, views: Sequence[str]) -> dict[str, float]:
         return {}
     told = pl.Struct(dict.fromkeys(views, pl.String()))
     times = rows.select("at", pl.col("event_times").str.json_decode(told)).unnest("event_times")
-    age = (
-        pl.col("at") - pl.col(views).str.to_datetime(time_unit="us", time_zone="UTC", strict=False)
-    ).dt.total_seconds()
-    medians = times.select(age.median().name.keep()).row(0, named=True)
-    return {view: float(seconds) for view, seconds in medians.items() if seconds is not None}
+    used = {view: pl.col(view).str.to_datetime(time_unit="us", time_zone="UTC", strict=False) for view in views}
+    medians = times.select(**{view: (pl.col("at") - time).dt.total_seconds().median() for view, time in used.items()})
+    return {view: float(seconds) for view, seconds in medians.row(0, named=True).items() if seconds is not None}
 
 
 def _fallbacks(today: Figures, monitor: Monitor) -> Iterator[Cause]:

@@ -21,19 +21,22 @@ import numpy as np
 import polars as pl
 
 from mlops_assets.declarations import EVENT_TIMESTAMP
-from mlops_assets.monitoring.drift import drift
+from mlops_assets.monitoring.drift import ColumnDrift, drift
 
 FILE = "usual.json"
 QUANTILE = 0.9  # one window in ten was further away
-FEWEST = 3  # windows from which something usual is told
+DAYS_QUANTILE = 0.98  # an input may be missing for most of a calm or a rainy day, and nothing is wrong
+FEWEST = 3  # windows, or days, from which something usual is told
+FEWEST_ROWS = 30  # of a day
 
 
 @dataclass(frozen=True)
 class Usual:
-    """By column the PSI against the baseline that nine of ten past windows stayed under, and their share of nulls.
+    """By column the PSI against the baseline that nine of ten past windows stayed under.
 
-    `windows` of `days` each were measured. `slices` is, by slice column and value, the gate's metric on the holdout.
-    Empty for a model that was trained before any of it was kept.
+    `windows` of `days` each were measured. `null_share` is, by input, what 98 of 100 past days stayed under, `slices`,
+    by slice column and value, the gate's metric on the holdout. Empty for a model that was trained before any of it
+    was kept.
     """
 
     windows: int = 0
@@ -57,12 +60,12 @@ class Usual:
         """
         reference = numbered(baseline, sizes)
         found = [drift(reference, numbered(some, sizes), min_rows=1) for some in _windows(rows, window)]
-        columns = [[*one.columns, *([one.prediction] if one.prediction else [])] for one in found]
+        columns = [(*one.columns, *([one.prediction] if one.prediction else [])) for one in found]
         return cls(
             len(found),
             window / timedelta(days=1),
-            _high(columns, "psi") if len(found) >= FEWEST else {},
-            _high(columns, "null_share_current") if len(found) >= FEWEST else {},
+            _psi(columns) if len(found) >= FEWEST else {},
+            _null_shares(rows.select(EVENT_TIMESTAMP, *baseline.columns)),
             slices or {},
         )
 
@@ -100,11 +103,22 @@ def _windows(rows: pl.DataFrame, window: timedelta) -> Iterator[pl.DataFrame]:
         end = end - window  # type: ignore[operator]
 
 
-def _high(windows: Sequence[Sequence[Any]], number: str) -> dict[str, float]:
-    """By column the `QUANTILE` of a number over the windows that have it."""
+def _psi(windows: Sequence[Sequence[ColumnDrift]]) -> dict[str, float]:
+    """By column the `QUANTILE` of the index over the windows that have it."""
     values: dict[str, list[float]] = {}
-    for columns in windows:
-        for column in columns:
-            if (value := getattr(column, number)) is not None:
-                values.setdefault(column.name, []).append(value)
+    for column in (column for columns in windows for column in columns):
+        if column.psi is not None:
+            values.setdefault(column.name, []).append(column.psi)
     return {name: float(np.quantile(found, QUANTILE)) for name, found in values.items()}
+
+
+def _null_shares(rows: pl.DataFrame) -> dict[str, float]:
+    """By input the `DAYS_QUANTILE` of its share of nulls in a day."""
+    inputs = [name for name in rows.columns if name != EVENT_TIMESTAMP]
+    by_day = rows.group_by(pl.col(EVENT_TIMESTAMP).dt.date()).agg(
+        pl.col(inputs).null_count() / pl.len(), pl.len().alias("rows of the day")
+    )
+    days = by_day.filter(pl.col("rows of the day") >= FEWEST_ROWS)
+    if days.height < FEWEST:
+        return {}
+    return dict(days.select(pl.col(inputs).quantile(DAYS_QUANTILE, "higher")).row(0, named=True))
