@@ -1,6 +1,6 @@
 """Bentos: a release bundle and the code that serves it, immutable, under BentoML's own layout.
 
-    <root>/bentos/<team>_<model>/<version>/    bento.yaml, src/ (bundle/, mlops_assets/, resources/), env/
+    <root>/bentos/<team>_<model>/<version>/    bento.yaml, env/, src/ (bundle/, bundle.sha256, our code)
 
 `version` is the content hash of the bundle, so the same model is built once. BentoML copies straight
 into its store, where a kill would leave half a Bento; so it builds in a store of its own beside, and the
@@ -21,13 +21,13 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from importlib.metadata import version as installed
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Self
 
+from resources.artifacts.manifest import Manifest, placed
 from resources.environment import home
 
 SERVICE = "mlops_assets.serving.service:Endpoint"
@@ -38,6 +38,8 @@ CODE = (  # what the serving process imports, relative to the project
     "mlops_assets/serving",
     "mlops_assets/trainers",
     "resources/__init__.py",
+    "resources/artifacts/__init__.py",
+    "resources/artifacts/manifest.py",
     "resources/bentos.py",
     "resources/environment.py",
     "resources/online/__init__.py",
@@ -98,14 +100,17 @@ class BentoStore:
         """
         from filelock import FileLock
 
-        name, version = model.replace("/", "_"), content_hash(bundle)
+        manifest = Manifest.of(bundle)
+        name, version = model.replace("/", "_"), _version(manifest)
         final = self._bentos / name / version
         final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self._root / "build.lock"):
             if not final.exists():
                 with TemporaryDirectory(prefix="build-", dir=self._root) as work:
                     _build(Path(work), bundle, model, name, version, labels)
-                    Path(work, "home", "bentos", name, version).rename(final)
+                    built = Path(work, "home", "bentos", name, version)
+                    placed(bundle, built / "src" / "bundle", manifest)
+                    built.rename(final)
             _write(final.parent / "latest", version)
         return f"{name}:{version}"
 
@@ -132,21 +137,21 @@ class BentoStore:
 
 def content_hash(directory: Path) -> str:
     """16 hex digits over the names and contents of every file in a directory."""
-    digest = sha256()
-    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
-        digest.update(f"{path.relative_to(directory).as_posix()}\0{path.stat().st_size}\0".encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
+    return _version(Manifest.of(directory))
+
+
+def _version(manifest: Manifest) -> str:
+    return manifest.digest[:16]
 
 
 def _build(work: Path, bundle: Path, model: str, name: str, version: str, labels: Mapping[str, str]) -> None:
-    """Run `bentoml build` on a context of the bundle and the serving code alone, into a store under `work`.
+    """Run `bentoml build` on a context of the serving code alone, into a store under `work`.
 
-    The context is not under `work`: BentoML reads none on a hidden path, and `.mlops` is one.
+    The context is not under `work`: BentoML reads none on a hidden path, and `.mlops` is one. The bundle is put in
+    afterwards: BentoML would copy it twice, and where it lies in the object store it need not be copied at all.
     """
     with TemporaryDirectory(prefix="bento-") as directory:
         context = Path(directory)
-        shutil.copytree(bundle, context / "bundle")
         for part in CODE:
             _copy(PROJECT / part, context / part)
         (context / "bentofile.yaml").write_text(json.dumps(_bentofile(bundle, model, name, labels)))  # JSON is YAML

@@ -89,10 +89,17 @@ def golden_parity(bentos: BentoStore, tag: str) -> Claim:
     """The Bento's own bundle, loaded as the endpoint loads it, answers its golden rows."""
     from mlops_assets.serving.bundle import GOLDEN_TOLERANCE, BrokenBundleError, GoldenMismatchError, Release
     from mlops_assets.trainers import UnsafeModelFileError
+    from resources.artifacts.manifest import DamagedArtifactError
 
     try:
         difference = Release.load(bentos.path(tag)).golden_difference()
-    except (BrokenBundleError, GoldenMismatchError, FileNotFoundError, UnsafeModelFileError) as problem:
+    except (
+        BrokenBundleError,
+        DamagedArtifactError,
+        GoldenMismatchError,
+        FileNotFoundError,
+        UnsafeModelFileError,
+    ) as problem:
         return Claim(CHECK, False, str(problem))
     return Claim(
         CHECK,

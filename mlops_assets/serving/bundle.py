@@ -19,6 +19,7 @@ from mlops_assets.input_schema import InputSchema
 from mlops_assets.serving.plan import FeaturePlan
 from mlops_assets.serving.postprocess import Postprocess
 from mlops_assets.serving.wire.form import Form
+from resources.artifacts.manifest import verified
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,12 +70,13 @@ class Release:
 
     @classmethod
     def load(cls, bundle: Path, model: str | None = None) -> Self:
-        """Read a bundle, which must be of `model`, check its golden rows and warm it.
+        """Read a bundle, which must be of `model`, check its files and its golden rows and warm it.
 
-        Raises BrokenBundleError, GoldenMismatchError, and what the model's library does.
+        Raises DamagedArtifactError, BrokenBundleError, GoldenMismatchError, and what the model's library does.
         """
         from mlops_assets.trainers import load_predictor
 
+        verified(bundle)
         manifest = _part(bundle, "manifest.json", dict)
         release = cls(
             manifest=manifest,
