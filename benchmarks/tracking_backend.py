@@ -23,6 +23,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError
 
 EXPERIMENT, MODEL = "flights/scale", "flights.scale"
 EXPERIMENT_ID = 77
@@ -201,8 +202,9 @@ def postgres_server() -> Iterator[str | None]:
         words = ["-D", str(root / "data"), "-p", str(port), "-h", "127.0.0.1", "-k", str(root)]
         server = subprocess.Popen([binaries / "postgres", *words], **options)
         try:
-            _until_it_listens(server, port)
-            yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres"
+            url = f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres"
+            _until_it_answers(server, url)
+            yield url
         finally:
             server.terminate()
             server.wait(60)
@@ -247,12 +249,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _until_it_listens(server: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        if server.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError("PostgreSQL did not start.")
-        time.sleep(0.05)
+def _until_it_answers(server: subprocess.Popen[bytes], url: str) -> None:
+    """It listens a while before it lets anybody in."""
+    engine, deadline = create_engine(url), time.monotonic() + 60
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            engine.connect().close()
+        except OperationalError:
+            time.sleep(0.1)
+        else:
+            engine.dispose()
+            return
+    raise RuntimeError("PostgreSQL did not start.")

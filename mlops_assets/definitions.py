@@ -17,6 +17,7 @@ warnings.filterwarnings("ignore", category=dg.BetaWarning)
 from mlops_assets.catalog import gather  # noqa: E402  the filter above must come first
 from mlops_assets.pipeline import model_definitions, table_definitions  # noqa: E402
 from mlops_assets.promotion import Promotion  # noqa: E402
+from mlops_assets.upkeep import upkeep  # noqa: E402
 from resources.environment import quiet_telemetry, resources_for  # noqa: E402
 from sensors.alerts import alerts_sensor  # noqa: E402
 from sensors.automation import automation_sensor  # noqa: E402
@@ -34,6 +35,7 @@ defs = dg.Definitions.merge(
     table_definitions(catalog),
     *(model_definitions(model) for model in catalog.models.values()),
     *catalog.components,
+    upkeep(),
     dg.Definitions(
         resources={**resources, "promotion": Promotion.of(resources)},
         sensors=[

@@ -7,9 +7,7 @@ Without a URI the store is `mlflow/mlflow.db` and `mlflow/artifacts/` under MLOP
 
 import logging
 import os
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
-from urllib.parse import unquote, urlsplit
 
 import dagster as dg
 from dagster import DagsterExecutionInterruptedError
@@ -26,9 +23,11 @@ from pydantic import PrivateAttr
 from resources.environment import QUIET, home, quiet_telemetry
 
 if TYPE_CHECKING:
+    import polars as pl
     from mlflow import MlflowClient
     from mlflow.entities import Experiment, Metric
 
+    from resources.tracking.archive import Archived
     from resources.tracking.delivery import Loop
 
 Result = TypeVar("Result")
@@ -236,8 +235,11 @@ class MlflowResource(dg.ConfigurableResource[Any]):
         self._ask(self.client().log_batch, run_id, points)
 
     def log_directory(self, run_id: str, directory: Path, artifact_path: str) -> None:
-        """Copy a directory's files under `artifact_path` of the run."""
-        self._ask(self.client().log_artifacts, run_id, str(directory), artifact_path)
+        """Make a directory what the run holds under `artifact_path`: each content once, and a manifest beside."""
+        from resources.artifacts import runs
+
+        artifacts = self._ask(self.client().get_run, run_id).info.artifact_uri
+        self._ask(runs.published, directory, artifacts, artifact_path, self.uri)
 
     def log_trials(self, parent: str, metric: str, trials: Iterable[Mapping[str, Any]]) -> list[str]:
         """Each trial of a search as a child run, with its own times, once; returns the ids of the new ones.
@@ -255,12 +257,16 @@ class MlflowResource(dg.ConfigurableResource[Any]):
 
     def register(self, name: str, run_id: str, artifact_path: str, tags: Mapping[str, object] | None = None) -> str:
         """Make a version of the model `name` from a run's artifacts; returns the version, counted from "1"."""
+        from resources.artifacts import runs
+
         client = self.client()
-        if not self._ask(client.list_artifacts, run_id, artifact_path):
+        source = f"{self._ask(client.get_run, run_id).info.artifact_uri}/{artifact_path}"
+        digest = self._ask(runs.digest, source, self.uri)
+        tags = {**(tags or {}), **({runs.TAG: digest} if digest else {})}
+        if digest is None and not self._ask(client.list_artifacts, run_id, artifact_path):
             raise MissingArtifactError.of(run_id, artifact_path)
         self._created(client.create_registered_model, name)
-        source = f"{self._ask(client.get_run, run_id).info.artifact_uri}/{artifact_path}"
-        made = self._ask(client.create_model_version, name, source, run_id=run_id, tags=_strings(tags or {}))
+        made = self._ask(client.create_model_version, name, source, run_id=run_id, tags=_strings(tags))
         return str(made.version)
 
     def registered(self, name: str, run_id: str) -> str | None:
@@ -287,6 +293,22 @@ class MlflowResource(dg.ConfigurableResource[Any]):
         """Every value of a run's metric that MLflow holds, in order of steps."""
         found = self._ask(self.client().get_metric_history, run_id, metric)
         return sorted(found, key=lambda point: (point.step, point.timestamp))
+
+    def history(self, metric: str, run_ids: Sequence[str]) -> "pl.DataFrame":
+        """Every value of a metric of these runs, archived or not: run_uuid, key, step, timestamp (ms), value."""
+        from resources.tracking import archive
+
+        if (database := self.database) is not None:
+            return archive.history(database, metric, run_ids)
+        return archive.with_archived(metric, run_ids, {run: self.metric_history(run, metric) for run in run_ids})
+
+    def archive(self, now: datetime, **bounds: Any) -> "Archived":
+        """Move old metric history and old versions to Parquet, as `resources.tracking.archive` says."""
+        from resources.tracking import archive
+
+        if (database := self.database) is None:
+            raise archive.NoDatabaseError.of(self.uri)
+        return archive.archive(database, now, **bounds)
 
     def versions(
         self,
@@ -350,21 +372,14 @@ class MlflowResource(dg.ConfigurableResource[Any]):
         self._ask(registry.set_registered_model_alias, name, alias, version)
 
     def download(self, name: str, version: str) -> Path:
-        """The directory of a version's artifacts: in place where they are local files, else downloaded once."""
-        import mlflow.artifacts
+        """The directory of a version's artifacts: in place where they are local files, else downloaded once.
+
+        Every byte is compared with what was registered. Raises DamagedArtifactError, ForeignArtifactsError.
+        """
+        from resources.artifacts import runs
 
         found = self.version(name, version)
-        if urlsplit(found.source).scheme in ("", "file"):
-            return Path(unquote(urlsplit(found.source).path))
-        kept = home() / "mlflow" / "downloads" / found.run_id / Path(found.source).name
-        if not kept.is_dir():
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=kept.parent) as beside:
-                fetched = self._ask(
-                    mlflow.artifacts.download_artifacts, found.source, dst_path=beside, tracking_uri=self.uri
-                )
-                _move(Path(fetched), kept)
-        return kept
+        return self._ask(runs.fetched, found.source, found.run_id, self.uri, found.tags.get(runs.TAG))
 
     def run_url(self, run_id: str) -> str:
         """Where the run is seen in the UI."""
@@ -503,13 +518,3 @@ def _strings(values: Mapping[str, object]) -> dict[str, str]:
 
 def _milliseconds(at: datetime) -> int:
     return round(at.timestamp() * 1000)
-
-
-def _move(fetched: Path, kept: Path) -> None:
-    """Publish a download whole; when another process was first, its copy stays: a version never changes."""
-    try:
-        fetched.rename(kept)
-    except OSError:
-        if not kept.is_dir():
-            raise
-        shutil.rmtree(fetched)

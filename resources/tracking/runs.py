@@ -74,19 +74,12 @@ def _by_sql(database: str, experiments: Sequence[str] | None, query: Any) -> lis
 def _by_api(
     mlflow: MlflowResource, experiments: Sequence[str] | None, where: str, order_by: Sequence[str], limit: int
 ) -> Iterator[Run]:
-    from mlflow.exceptions import MlflowException
-
-    from resources.tracking.search import SearchSyntaxError
-
     names = {one.experiment_id: one.name for one in mlflow.experiments()}
     _refuse_unknown(experiments, names.values(), names.values)
     asked = [number for number, name in names.items() if experiments is None or name in experiments]
     token = None
     while True:
-        try:
-            page = mlflow.search_page(asked, where, order_by, min(limit, PAGE), token)
-        except MlflowException as problem:
-            raise SearchSyntaxError.of(" ".join([where, *order_by]).strip(), problem.message) from problem
+        page = mlflow.search_page(asked, where, order_by, min(limit, PAGE), token)
         yield from (_of_entity(run, names[run.info.experiment_id]) for run in page)
         token = page.token
         if not token:

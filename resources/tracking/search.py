@@ -69,6 +69,8 @@ class Query:
 
         try:
             conditions = tuple(SearchUtils.parse_search_filter(where))
+            for one in conditions:
+                _refuse_comparator(one["type"], one["key"], one["comparator"].upper())
             order = [SearchUtils.parse_order_by_for_search_runs(one) for one in order_by]
         except MlflowException as problem:
             raise SearchSyntaxError.of(" ".join([where, *order_by]).strip(), problem.message) from problem
@@ -81,6 +83,16 @@ class Query:
             return cls(conditions, Order(key, ascending), limit)
         newest_first = (kind, SearchUtils.translate_key_alias(key), ascending) == ("attribute", "start_time", False)
         return cls(conditions, Order(), limit) if newest_first else None
+
+
+def _refuse_comparator(kind: str, key: str, comparator: str) -> None:
+    """MLflow's parser lets some pass that nothing can compare with."""
+    from mlflow.utils.search_utils import SearchUtils
+
+    kinds = (SearchUtils.is_metric, SearchUtils.is_param, SearchUtils.is_tag, SearchUtils.is_dataset)
+    attributes = (SearchUtils.is_string_attribute, SearchUtils.is_numeric_attribute)
+    if not any(is_one(kind, comparator) for is_one in kinds):
+        any(is_one(kind, SearchUtils.translate_key_alias(key), comparator) for is_one in attributes)
 
 
 def run_ids(connection: Connection, experiment_ids: Sequence[int], query: Query) -> list[str]:
