@@ -245,11 +245,12 @@ def _undisturbed() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def dagster_services(port: int, mlflow_port: int, reports_port: int) -> list[Service]:
+def dagster_services(
+    port: int, mlflow_port: int, reports_port: int, workspace: Path = PROJECT / "workspace.yaml"
+) -> list[Service]:
     """The web server and the daemon, which runs schedules, sensors and the queue; their links lead to these ports."""
-    workspace = str(PROJECT / "workspace.yaml")
-    web = [sys.executable, "-m", "dagster_webserver", "-w", workspace, "-h", LOOPBACK, "-p", str(port)]
-    daemon = [sys.executable, "-m", "dagster._daemon", "run", "-w", workspace]
+    web = [sys.executable, "-m", "dagster_webserver", "-w", str(workspace), "-h", LOOPBACK, "-p", str(port)]
+    daemon = [sys.executable, "-m", "dagster._daemon", "run", "-w", str(workspace)]
     ports = {DAGSTER_URL: port, MLFLOW_UI_URL: mlflow_port, REPORTS_URL: reports_port}
     links = {variable: f"http://{LOOPBACK}:{number}" for variable, number in ports.items()}
     return [
