@@ -119,10 +119,12 @@ def end(out: Path, made_from: Mapping[str, Any], told: Mapping[str, Any]) -> Non
 
 
 def ended(out: Path, made_from: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What an ended training of the same told; None where there is none."""
+    """What an ended training of the same told, if what it made is still there; else None."""
     document = _json(out / ENDED)
-    told: dict[str, Any] | None = document["told"] if document and document["made_from"] == made_from else None
-    return told
+    if document is None or document["made_from"] != made_from:
+        return None
+    told: dict[str, Any] = document["told"]
+    return told if Path(told["bundle"]).is_dir() and Path(told["holdout"]).is_file() else None
 
 
 def _json(path: Path) -> dict[str, Any] | None:

@@ -3,25 +3,31 @@
 It is an MLflow run (its trials are child runs) and a registered version, never a pickle through an IO
 manager. The champion is judged on the very same holdout rows. A candidate that fails a blocking check is
 registered, visible and tagged with the reason; nothing downstream of it runs.
+
+A run that was killed is taken up by the next one of the same training: trials that ended are not run again, fits go
+on from their checkpoints, the MLflow run goes on under its id, and what was registered already is not registered again.
 """
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from mlops_assets.checkpoints import TRIALS, digest
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.links import spec
+from mlops_assets.manifest import made_from, run_manifest
 from mlops_assets.newcomers import CHECK, PROMISE, Newcomers, helps
 from mlops_assets.promotion import GATE, PASSED, REFUSED
+from mlops_assets.record import RECORD, training_record
+from mlops_assets.search import journalled
+from mlops_assets.upstream import hash_of, tables_read, training_set_event, versions_read
+from mlops_assets.workplace import clean, workplace
 from resources.champions import ALIAS
 from resources.compute import ComputeResource
-from resources.environment import home
 from resources.lake import Lake
 from resources.mlflow import MlflowResource
 
@@ -74,46 +80,44 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
 
         cutoff = context.partition_time_window.start
         path: Any = lake.path(training_set, context.partition_key)
-        origin = _origin(model, context)
-        with (
-            _workplace() as out,
-            mlflow.run(model.id, name=context.partition_key, tags=run_tags(model, origin)) as run_id,
-        ):
-            try:
-                trained = compute.run(ENTRYPOINT, training_arguments(model, cutoff, path, out))
-            finally:  # a search that broke off shows how far it came
-                mlflow.log_trials(run_id, f"validation_{model.gate.metric}", trials(out))
-            verdicts = judged(model, mlflow, out, trained)
-            _complete_bundle(model, out, trained, {**origin, "run_id": run_id})
-            version = _register(model, mlflow, out, run_id, trained, verdicts, context.partition_key)
-        yield dg.MaterializeResult(
-            metadata=told(model, trained, verdicts, version, run_id, mlflow),
-            data_version=dg.DataVersion(f"version {version}"),
-        )
-        yield from (spec.check_result(key, verdict, version=version) for verdict in verdicts)
+        arguments = training_arguments(model, cutoff, path, Path())
+        made, origin = made_from(arguments), _origin(model, context)
+        with workplace(workplace_name(model, context.partition_key, made)) as work:
+            clean(mlflow.abandon)
+            tags = run_tags(model, origin)
+            with mlflow.run(model.id, name=context.partition_key, tags=tags, continues=work.run_id) as run_id:
+                again = run_id == work.run_id
+                work.note_run(run_id)
+                try:
+                    trained = compute.run(ENTRYPOINT, {**arguments, "out": str(work.path)})
+                finally:  # a search that broke off shows how far it came
+                    mlflow.log_trials(run_id, f"validation_{model.gate.metric}", journalled(work.path / TRIALS))
+                verdicts = judged(model, mlflow, work.path, trained)
+                record = {"arguments": arguments, "made_from": made, **upstream_of(model, context)}
+                _complete_bundle(model, work.path, trained, {**origin, "run_id": run_id}, record)
+                version = _register(model, mlflow, work.path, run_id, trained, verdicts, context.partition_key, again)
+            yield dg.MaterializeResult(
+                metadata=told(model, trained, verdicts, version, run_id, mlflow),
+                data_version=dg.DataVersion(f"version {version}"),
+            )
+            yield from (spec.check_result(key, verdict, version=version) for verdict in verdicts)
 
     return candidate
 
 
-@contextmanager
-def _workplace() -> Iterator[Path]:
-    """A directory for the bundle until it is in the registry; on the same disk as the rest of the state."""
-    root = home() / "work"
-    root.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=root, prefix="candidate-") as directory:
-        yield Path(directory)
+def workplace_name(model: ModelPipeline, cutoff: str, made: Mapping[str, Any]) -> str:
+    """One for each training: of the same rows, declaration, code and libraries."""
+    return f"{model.registered_name}-{cutoff}-{digest(made)}"
 
 
 def _origin(model: ModelPipeline, context: dg.AssetExecutionContext) -> dict[str, Any]:
     """Where a candidate comes from: the Dagster run, the rows, the code, the libraries, the machine."""
-    from mlops_assets.manifest import run_manifest
-
     return {
         "dagster_run_id": context.run.run_id,
         "asset_key": context.asset_key.to_user_string(),
         "cutoff": context.partition_key,
         "code_version": context.assets_def.code_versions_by_key.get(context.asset_key),
-        "training_set_hash": _training_set_hash(model, context),
+        "training_set_hash": hash_of(training_set_event(model, context.partition_key, context.instance)),
         **run_manifest(),
     }
 
@@ -133,12 +137,6 @@ def run_tags(model: ModelPipeline, origin: Mapping[str, Any]) -> dict[str, str]:
         "model": model.id,
         "framework": model.trainer.framework,
     }
-
-
-def trials(out: Path) -> list[dict[str, Any]]:
-    """What each trial tried and reached, as the search wrote it down; none when it did not begin."""
-    journal = out / "trials.jsonl"
-    return [json.loads(line) for line in journal.read_text().splitlines()] if journal.exists() else []
 
 
 def judged(model: ModelPipeline, mlflow: MlflowResource, out: Path, trained: Mapping[str, Any]) -> list[Claim]:
@@ -188,7 +186,13 @@ def champion_says(
         return Unjudged(version, str(problem), metric["holdout"] if metric["name"] == model.gate.metric else None)
 
 
-def _complete_bundle(model: ModelPipeline, out: Path, trained: Mapping[str, Any], origin: Mapping[str, Any]) -> None:
+def _complete_bundle(
+    model: ModelPipeline,
+    out: Path,
+    trained: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    record: Mapping[str, Any],
+) -> None:
     """Add what only the platform knows: where each input is found, what an answer says, where the model comes from."""
     from mlops_assets.serving.plan import FeaturePlan
     from mlops_assets.serving.postprocess import Postprocess
@@ -203,21 +207,25 @@ def _complete_bundle(model: ModelPipeline, out: Path, trained: Mapping[str, Any]
         "metric": trained["metric"],
         "params": trained["params"],
     }
-    for name, document in (("plan.json", FeaturePlan.of(model).to_json()), ("manifest.json", manifest)):
+    documents = {
+        RECORD: training_record(out, trained, record),
+        "plan.json": FeaturePlan.of(model).to_json(),
+        "manifest.json": manifest,
+    }
+    for name, document in documents.items():
         (out / BUNDLE / name).write_text(json.dumps(document, indent=2))
     if post := Postprocess.of(model):
         post.write(out / BUNDLE, model.inputs)
 
 
-def _training_set_hash(model: ModelPipeline, context: dg.AssetExecutionContext) -> str | None:
-    """The content hash that the training set of this cutoff was published with."""
-    record = context.instance.fetch_materializations(
-        dg.AssetRecordsFilter(asset_key=spec.link_key(model, "training_set"), asset_partitions=[context.partition_key]),
-        limit=1,
-    )
-    materialization = record.records[0].asset_materialization if record.records else None
-    found = materialization.metadata.get("content_hash") if materialization else None
-    return str(found.value) if found else None
+def upstream_of(model: ModelPipeline, context: dg.AssetExecutionContext) -> dict[str, Any]:
+    """The versions of the partitions that the training set was joined from, and of the code that made their tables."""
+    event = training_set_event(model, context.partition_key, context.instance)
+    before = event.storage_id if event else None
+    return {
+        "upstream": versions_read(model, context.partition_key, context.instance, before),
+        "tables": {table.id: table.code_version for table in tables_read(model).values()},
+    }
 
 
 def _register(
@@ -228,8 +236,12 @@ def _register(
     trained: Mapping[str, Any],
     verdicts: Sequence[Claim],
     cutoff: str,
+    again: bool,
 ) -> str:
-    """Log everything to the run and register its bundle; the gate's verdict is a tag of the version."""
+    """Log everything to the run and register its bundle; the gate's verdict is a tag of the version.
+
+    `again`: the run was killed before, perhaps after this; what it registered then is the version.
+    """
     refused = [verdict for verdict in verdicts if verdict.blocking and not verdict.passed]
     name = trained["metric"]["name"]
     metrics = {
@@ -239,25 +251,24 @@ def _register(
     cold = {f"cold_start_{what}": value for what, value in (trained["cold_starts"] or {}).items() if what != "problem"}
     mlflow.log(run_id, params=trained["params"], metrics={**metrics, **seconds, **cold})
     mlflow.log_directory(run_id, out / BUNDLE, BUNDLE)
-    return mlflow.register(
-        model.registered_name,
-        run_id,
-        BUNDLE,
-        {
-            "cutoff": cutoff,
-            "metric": f"{trained['metric']['holdout']:.4f}",
-            "metric_name": name,
-            GATE: REFUSED if refused else PASSED,
-            **(
-                {"refused_because": "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in refused)}
-                if refused
-                else {}
-            ),
-            "team": model.team,
-            "framework": trained["framework"],
-            "accelerators": "cpu",
-        },
-    )
+    tags = {
+        "cutoff": cutoff,
+        "metric": f"{trained['metric']['holdout']:.4f}",
+        "metric_name": name,
+        GATE: REFUSED if refused else PASSED,
+        **(
+            {"refused_because": "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in refused)}
+            if refused
+            else {}
+        ),
+        "team": model.team,
+        "framework": trained["framework"],
+        "accelerators": "cpu",
+    }
+    if again and (version := mlflow.registered(model.registered_name, run_id)):
+        mlflow.tag_version(model.registered_name, version, tags)
+        return version
+    return mlflow.register(model.registered_name, run_id, BUNDLE, tags)
 
 
 def told(

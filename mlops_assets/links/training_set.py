@@ -40,7 +40,7 @@ def training_set_asset(model: ModelPipeline) -> dg.AssetsDefinition:
 
     @dg.asset(
         key=key,
-        ins=_inputs(model),
+        ins=inputs_of(model),
         description=f"Labelled events known by each cutoff, with the features of {model.title} as of each event.",
         group_name=spec.model_group(model),
         owners=spec.owners(model.owners, model.team),
@@ -284,7 +284,7 @@ def column_lineage(model: ModelPipeline) -> dg.TableColumnLineage:
     return dg.TableColumnLineage({**from_labels, **inputs})
 
 
-def _inputs(model: ModelPipeline) -> dict[str, dg.AssetIn]:
+def inputs_of(model: ModelPipeline) -> dict[str, dg.AssetIn]:
     history = ceil((model.split.window or ALL_HISTORY) / timedelta(weeks=1))
     return {
         "spine": dg.AssetIn(asset_key(model.labels), partition_mapping=before_cutoff(history)),

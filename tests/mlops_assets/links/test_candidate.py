@@ -86,16 +86,22 @@ def break_(monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException) -> 
 def test_a_training_that_breaks_off_leaves_no_version(
     step: str, platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its MLflow run says FAILED, what is published stands, nothing is left lying; the next run completes."""
+    """Its MLflow run says FAILED, what is published stands; the next run uses its work, says so, and leaves nothing."""
     before = platform.published
     with monkeypatch.context() as patched:
         break_(patched, step, ConnectionError(f"MLflow went away at {step}"))
         ran = platform.run("candidate", "champion", partition=CUTOFF)
     assert not ran.ok and f"MLflow went away at {step}" in ran.trouble
     assert platform.published == before and len(platform.mlflow_runs("FAILED")) == 1
-    assert not list((platform.home / "work").iterdir())
+    (broken,) = platform.mlflow_runs("FAILED")
+    (work,) = [path for path in (platform.home / "work" / "training").iterdir() if path.is_dir()]
+    assert (work / "ended.json").is_file(), "the training itself need not be done again"
     again = platform.run("candidate", "champion", partition=CUTOFF)
     assert again.ok and again.facts["candidate"]["version"] == "2" and platform.published["alias"] == "2"
+    new = platform.promotion.mlflow.client().get_run(again.facts["candidate"]["mlflow_run_id"])
+    old = platform.promotion.mlflow.client().get_run(broken.info.run_id)
+    assert new.data.tags["continues"] == old.info.run_id and old.data.tags["continued_by"] == new.info.run_id
+    assert not list((platform.home / "work" / "training").iterdir())
 
 
 def test_a_training_that_is_interrupted_says_so(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
