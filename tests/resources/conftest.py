@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -98,7 +99,7 @@ def postgres_server() -> Iterator[str]:
             assert server.poll() is None, "PostgreSQL ended while it started"
             yield url
         finally:
-            server.terminate()
+            server.send_signal(signal.SIGINT)  # SIGTERM waits for every connection that a pool keeps
             server.wait(30)
 
 
