@@ -10,6 +10,7 @@ import io
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -206,7 +207,7 @@ def postgres_server() -> Iterator[str | None]:
             _until_it_answers(server, url)
             yield url
         finally:
-            server.terminate()
+            server.send_signal(signal.SIGINT)  # SIGTERM waits for every connection that a pool keeps
             server.wait(60)
 
 

@@ -73,7 +73,7 @@ CHECKS: dict[str, AssetCheckSpec] = {
 TABLES = {asset_key(item).to_user_string(): item for item in catalog.tables.values()}
 STAND_INS = [view.stand_in for view in catalog.views if view.stand_in]
 STAGES = {"sources", "features", "online", "snapshot", "labels"}
-LINKS = {*TRAINING_LINKS, "predictions", "scores", "drift_report", "performance_report"}
+LINKS = {*TRAINING_LINKS, "predictions", "scores", "quality_report", "drift_report", "performance_report"}
 TABULAR = {*STAGES, "training_set", "predictions", "scores"}
 every_asset = pytest.mark.parametrize("key", sorted(SPECS))
 every_view = pytest.mark.parametrize("view", catalog.views, ids=lambda view: view.id)
@@ -213,6 +213,7 @@ def test_what_follows_by_itself(key: str):
         "snapshot": None,
         "training_set": "at_each_cutoff",
         "predictions": "after_midnight",
+        "quality_report": "on_recent_arrival",
         "drift_report": "on_recent_arrival",
         "performance_report": "on_recent_arrival",
         "features": "on_whole_window",
@@ -295,10 +296,10 @@ def test_jobs_and_sensors_are_named_for_their_team_and_described():
     repository = defs.get_repository_def()
     names = {model.id.replace("/", "__") for model in catalog.models.values()}
     jobs = {job.name: job for job in repository.get_all_jobs() if not job.name.startswith("__")}
-    assert jobs.keys() == {"flights__tables", *(f"{name}__train" for name in names)}
+    assert jobs.keys() == {"flights__tables", "platform__tracking_archive", *(f"{name}__train" for name in names)}
     sensors = {sensor.name: sensor for sensor in repository.sensor_defs}
     of_models = {f"{name}__{verb}" for name in names for verb in ("retrain", "rollout", "late_answers")}
-    assert sensors.keys() == {"automation", "run_failure", *of_models}
+    assert sensors.keys() == {"automation", "run_failure", "tracking", *of_models}
     assert [item.name for item in (*jobs.values(), *sensors.values()) if not item.description] == []
     assert {sensor.default_status for sensor in sensors.values()} == {dg.DefaultSensorStatus.RUNNING}
 
