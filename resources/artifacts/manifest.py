@@ -134,7 +134,8 @@ def _files(directory: Path) -> list[str]:
 
 def _entry(line: str, what: object) -> tuple[str, str]:
     found = LINE.fullmatch(line)
-    path = PurePosixPath(*PurePosixPath(found[2]).parts[1:]) if found else PurePosixPath("..")
-    if found is None or ".." in path.parts or path.is_absolute() or not path.parts:
+    named = PurePosixPath(found[2] if found else "")
+    path = PurePosixPath(*named.parts[1:])
+    if found is None or named.is_absolute() or ".." in named.parts or not path.parts:
         raise UnreadableManifestError.of(what, line)
     return path.as_posix(), found[1]

@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -43,7 +43,7 @@ class VanishingObjectError(RuntimeError):
 
 @dataclass(frozen=True)
 class Usage:
-    """What is stored, and what it stands for. `freed` counts what nothing refers to."""
+    """What is stored, what it stands for by its links, and how much of it nothing links to."""
 
     objects: int = 0
     stored_bytes: int = 0
@@ -95,24 +95,23 @@ class ObjectStore:
 
     def usage(self) -> Usage:
         total = Usage()
-        for path in self._objects():
-            total = _added(total, path.stat())
+        for _, status in _there(self._objects()):
+            total = _added(total, status)
         return total
 
     def collect(self, settled: float = SETTLED_SECONDS) -> Usage:
         """Delete the objects that nothing links to; what was deleted."""
         gone, now = Usage(), time.time()
-        for path in self._objects():
-            status = path.stat()
+        for path, status in _there(self._objects()):
             if status.st_nlink == 1 and now - status.st_ctime >= settled:
                 path.unlink(missing_ok=True)
                 gone = _added(gone, status)
-        for path in self._incoming().glob("*"):
-            if now - path.stat().st_mtime > ABANDONED_SECONDS:
+        for path, status in _there(self._incoming().glob("*")):
+            if now - status.st_mtime > ABANDONED_SECONDS:
                 path.unlink(missing_ok=True)
         return gone
 
-    def _write(self, source: Path) -> Path:
+    def _write(self, source: Path, *, anew: bool = False) -> Path:
         """Copy a file in pieces, named for what was copied: a source that changes meanwhile harms nobody."""
         self._incoming().mkdir(parents=True, exist_ok=True)
         beside, digest = self._incoming() / uuid4().hex, sha256()
@@ -126,10 +125,24 @@ class ObjectStore:
             beside.chmod(0o444)
             final = self.path(digest.hexdigest())
             final.parent.mkdir(exist_ok=True)
-            os.replace(beside, final)
+            self._publish(beside, final, anew)
         finally:
             beside.unlink(missing_ok=True)
         return final
+
+    def _publish(self, beside: Path, final: Path, anew: bool) -> None:
+        """Of two writers at once the first one's file stays, since it may be linked already."""
+        try:
+            if not anew:
+                os.link(beside, final)
+                return
+        except FileExistsError:
+            if self.intact(final):
+                return
+        except OSError as problem:
+            if problem.errno not in NOT_HERE:
+                raise
+        os.replace(beside, final)
 
     def _link(self, found: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +158,7 @@ class ObjectStore:
             os.link(found, target)
         except OSError as problem:
             if problem.errno == errno.EMLINK:  # ext4 gives a file 65,000 names: another copy of it begins again
-                os.link(self._write(found), target)
+                os.link(self._write(found, anew=True), target)
             elif problem.errno in NOT_HERE:
                 shutil.copy(found, target)
             else:
@@ -156,6 +169,15 @@ class ObjectStore:
 
     def _incoming(self) -> Path:
         return self.root / "incoming"
+
+
+def _there(paths: Iterable[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+    """Those that nobody deleted since they were listed."""
+    for path in paths:
+        try:
+            yield path, path.stat()
+        except FileNotFoundError:
+            continue
 
 
 def _added(total: Usage, status: os.stat_result) -> Usage:
