@@ -19,10 +19,10 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import quote, unquote
-from uuid import uuid4
 
 import dagster as dg
 
+from resources.beside import beside
 from resources.environment import home
 
 if TYPE_CHECKING:
@@ -274,12 +274,8 @@ def _publish(frame: pl.DataFrame, path: UPath) -> None:
         frame.write_parquet(content)
         path.write_bytes(content.getvalue())
         return
-    beside = Path(str(path.parent), f".{path.stem}.{uuid4().hex}.tmp")
-    try:
-        frame.write_parquet(beside)
-        os.replace(beside, str(path))
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(Path(str(path))) as place:
+        frame.write_parquet(place)
 
 
 def s3_options() -> dict[str, str]:

@@ -5,14 +5,14 @@ A reader sees the old table or the new one, whole; a writer that breaks off leav
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+
+from resources.beside import beside
 
 if TYPE_CHECKING:
     import polars as pl
@@ -48,32 +48,23 @@ def row_groups(lake: Lake, key: Key, partition: str, schema: pl.Schema) -> Itera
     """What is added becomes the partition's table when the block is left without an error."""
     path = lake.path(key, partition)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _beside(path) as place:
+    with _place(path) as place:
         groups = RowGroups(place, schema)
         try:
             yield groups
         finally:
             groups.close()
-        _publish(place, path)
 
 
 @contextmanager
-def _beside(path: UPath) -> Iterator[Path]:
-    """A hidden place in the same directory, or here where the lake is not on disk."""
-    if path.protocol == "s3":
-        with TemporaryDirectory() as here:
-            yield Path(here, path.name)
-        return
-    place = Path(str(path.parent), f".{path.stem}.{uuid4().hex}.tmp")
-    try:
-        yield place
-    finally:
-        place.unlink(missing_ok=True)
-
-
-def _publish(place: Path, path: UPath) -> None:
+def _place(path: UPath) -> Iterator[Path]:
+    """Where to write what becomes `path` when the block ends well: beside it, or here where the lake is not on disk."""
     if path.protocol != "s3":
-        os.replace(place, str(path))
+        with beside(Path(str(path))) as place:
+            yield place
         return
-    with place.open("rb") as whole, path.open("wb") as there:  # S3 shows it when it is closed
-        shutil.copyfileobj(whole, there)
+    with TemporaryDirectory() as here:
+        place = Path(here, path.name)
+        yield place
+        with place.open("rb") as whole, path.open("wb") as there:  # S3 shows it when it is closed
+            shutil.copyfileobj(whole, there)
