@@ -106,6 +106,8 @@ class BentoStore:
         final.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self._root / "build.lock"):
             if not final.exists():
+                for left in self._root.glob("build-*"):
+                    shutil.rmtree(left)  # its builder was killed: another one would hold the lock
                 with TemporaryDirectory(prefix="build-", dir=self._root) as work:
                     _build(Path(work), bundle, model, name, version, labels)
                     built = Path(work, "home", "bentos", name, version)
