@@ -16,6 +16,7 @@ import typer
 from mlops_assets.alerts_cli import alerts
 from mlops_assets.decisions_cli import history, notify
 from mlops_assets.features_cli import features
+from mlops_assets.runs_cli import migrate, runs
 from mlops_assets.terminal import console, print_table
 
 if TYPE_CHECKING:
@@ -34,6 +35,8 @@ app.add_typer(features, name="features")
 app.command()(alerts)
 app.command()(history)
 app.command()(notify)
+app.command()(runs)
+app.command()(migrate)
 
 Model = Annotated[str, typer.Argument(help="The model, as <team>/<name>, e.g. flights/late_arrival")]
 Version = Annotated[str, typer.Argument(help="A registered version, e.g. 3")]
@@ -173,29 +176,6 @@ def traffic(
         _tell(pipeline, promotion.unshadow(pipeline, by=by, why=why))
     if not (split or champion_only or shadow or no_shadow):
         _show_traffic(promotion.releases, pipeline.id)
-
-
-@app.command()
-def runs(model: Model) -> None:
-    """Candidates of a model: cutoff, version, metric on the holdout, gate."""
-    pipeline, promotion = _of(model)
-    rows = [
-        (
-            item.version,
-            item.tags.get("cutoff", ""),
-            item.tags.get("metric", ""),
-            item.tags.get("gate", ""),
-            item.tags.get("refused_because", ""),
-            item.tags.get("bento", ""),
-            item.run_id,
-        )
-        for item in sorted(promotion.mlflow.versions(pipeline.registered_name), key=lambda item: int(item.version))
-    ]
-    print_table(
-        f"Candidates of {model}",
-        ["version", "cutoff", pipeline.gate.metric, "gate", "why", "bento", "MLflow run"],
-        rows,
-    )
 
 
 @app.command()

@@ -275,7 +275,7 @@ def test_an_unknown_environment_is_one_line(home, monkeypatch, capsys):
 def test_an_mlflow_that_does_not_answer_is_one_line(home, monkeypatch, capsys):
     """The error itself, after retries, is shown in the resource's own tests; here it is not waited for."""
 
-    def unreachable(mlflow: MlflowResource, name: str) -> None:
+    def unreachable(mlflow: MlflowResource, name: str, **_: object) -> None:
         raise MlflowUnreachableError.of("http://127.0.0.1:9", mlflow.retries)
 
     monkeypatch.setattr(MlflowResource, "versions", unreachable)
