@@ -105,7 +105,7 @@ def lived_and_reported(story: Story, endpoint: Endpoint) -> None:
     story.ran["report after the storm"] = platform.run("performance_report", partition=str(SPOILT + timedelta(days=2)))
     story.ticks["too early"] = platform.tick("retrain")
     story.ran["reports"] = platform.run(
-        "predictions", "scores", "drift_report", "performance_report", partition=str(BUSY)
+        "predictions", "scores", "quality_report", "drift_report", "performance_report", partition=str(BUSY)
     )
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from resources.mlflow import Version
 
 VERSIONS = 20  # of a model, newest first, whose plans are read
-DOWNSTREAM_LINKS = ("training_set", "predictions", "scores", "drift_report", "performance_report")
+DOWNSTREAM_LINKS = ("training_set", "predictions", "scores", "quality_report", "drift_report", "performance_report")
 
 
 def impact(view: AnyView, features: tuple[str, ...], stores: Stores) -> Document:

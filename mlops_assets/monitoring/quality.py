@@ -2,7 +2,8 @@
 
 A day is measured (`figures`) and judged against what the model was trained on, what is declared, and the days before
 (`judged`). What it finds is named, a line each. A cause of the pipeline breaks the verdict; answers that took long, or
-were asked for twice, are named too, and break nothing.
+were asked for twice, are named too, and break nothing. One that concerns most answers spoils the day: a view without
+usable rows or with rows that have gone stale, an input that is gone or nonsense.
 
 Only ever imported at run time, hence polars at the top.
 """
@@ -273,22 +274,22 @@ def _nulls(today: Figures, asked: Asked, monitor: Monitor) -> Iterator[Cause]:
     for column in today.columns:
         usual = asked.null_shares.get(column.name)
         if usual is not None and column.rows and column.null_share > usual + monitor.null_share_rise:
-            said = (
-                f"{column.name} is missing in {column.null_share:.0%} of {column.rows} answers, {usual:.0%} in training"
-            )
-            yield Cause("pipeline", column.name, said, spoils=True)
+            said = f"{column.name} is missing in {column.null_share:.0%} of {column.rows} answers"
+            spoils = column.null_share > usual + monitor.fallback_share
+            yield Cause("pipeline", column.name, f"{said}, in training {usual:.0%}", spoils)
 
 
 def _invalid(today: Figures, asked: Asked, monitor: Monitor) -> Iterator[Cause]:
     for column in today.columns:
         declared = asked.fields[column.name]
-        if column.outside_share > monitor.invalid_share:
-            bounds = f"[{declared.minimum}, {declared.maximum}]"
-            said = f"{column.name} is out of its bounds {bounds} in {column.outside_share:.0%} of {column.rows} answers"
-            yield Cause("pipeline", column.name, said, spoils=True)
-        if column.unknown_share > monitor.invalid_share:
-            said = f"{column.name} has a category that training never saw in {column.unknown_share:.0%} of "
-            yield Cause("pipeline", column.name, f"{said}{column.rows} answers", spoils=True)
+        found = {
+            f"out of its bounds [{declared.minimum}, {declared.maximum}]": column.outside_share,
+            "a category that training never saw": column.unknown_share,
+        }
+        for what, share in found.items():
+            if share > monitor.invalid_share:
+                said = f"{column.name} is {what} in {share:.0%} of {column.rows} answers"
+                yield Cause("pipeline", column.name, said, spoils=share > monitor.fallback_share)
 
 
 def _volume(today: Figures, before: Sequence[Figures], monitor: Monitor) -> Iterator[Cause]:

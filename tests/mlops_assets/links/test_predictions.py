@@ -97,7 +97,7 @@ def test_a_day_without_answers_is_an_empty_table_and_no_verdict(platform: Platfo
     """Its columns are those of any day; the reports over it say that there is nothing to judge, and pass."""
     ran, rows = table()
     assert rows.height == 0 and list(rows.columns) == list(columns(platform.model)) and not ran.failed
-    reports = platform.run("drift_report", "performance_report", partition=DAY)
+    reports = platform.run("quality_report", "drift_report", "performance_report", partition=DAY)
     assert reports.ok and not reports.failed
     assert {facts["verdict"] for facts in reports.facts.values()} == {"not enough rows"}
 
