@@ -16,6 +16,7 @@ from resources.environment import home, quiet_telemetry
 
 NAMES = (
     "definitions_load",
+    "drift",
     "training_set",
     "offline_store",
     "event_log",
