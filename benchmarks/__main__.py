@@ -25,6 +25,8 @@ NAMES = (
     "streaming",
     "serving",
     "serving_swaps",
+    "artifacts",
+    "push",
 )
 
 

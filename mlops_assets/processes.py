@@ -284,10 +284,19 @@ def reports_service(port: int) -> Service:
     return Service("reports", command, url=f"http://{LOOPBACK}:{port}")
 
 
+def prepare_storage() -> None:
+    """Make Dagster's databases before two services do so at once: both would stamp them, and no one could read them."""
+    if not (prepare_home() / "schedules").exists():
+        import dagster as dg
+
+        with dg.DagsterInstance.get():
+            pass
+
+
 def up(dagster: int = 3000, endpoint: int = 3001, reports: int = 3002, mlflow: int = 5000, say: Say = print) -> int:
     """Run the whole platform on loopback, at these ports or the next free ones; returns the exit code."""
     quiet_telemetry()
-    prepare_home()
+    prepare_storage()
     ports: list[int] = []
     for preferred in (dagster, endpoint, reports, mlflow):
         ports.append(free_port(preferred, taken=ports))

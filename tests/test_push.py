@@ -1,0 +1,94 @@
+"""An event starts its run within a second, once, over real processes: web server, daemon, code server, queue.
+
+The slow cases (the sensor looks every 30 seconds) are all begun at once and waited for together.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import dagster as dg
+import pytest
+
+from benchmarks.push import await_success, event, platform, runs_of
+from resources.environment import DAGSTER_URL, PROJECT
+from resources.events import LAUNCH_SECONDS, Inbox, launch, push, web_server
+
+if TYPE_CHECKING:
+    pass
+
+RACED, NOBODY, DIED, AWAY, TWICE = map(event, ("raced", "nobody pushed", "pusher died", "server away", "pushed twice"))
+DIES = """
+import os, sys
+from resources.events import Inbox
+assert Inbox().claim(sys.argv[1], "a pusher that dies")
+os._exit(9)
+"""
+
+
+@pytest.fixture(scope="module")
+def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterInstance]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("MLOPS_HOME", str(tmp_path_factory.mktemp("push")))
+        monkeypatch.setenv("MLOPS_ENV", "local")
+        with platform() as instance:
+            happened(instance, monkeypatch)
+            yield instance
+
+
+def happened(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that goes wrong, at once; then until each event has had its run."""
+    server = web_server()
+    assert server
+    inbox = Inbox()
+    inbox.put(NOBODY)
+    inbox.put(DIED)
+    ended = subprocess.run([sys.executable, "-c", DIES, DIED.id], cwd=PROJECT, check=False)
+    assert ended.returncode == 9
+    with monkeypatch.context() as away:
+        away.setenv(DAGSTER_URL, "http://127.0.0.1:9")
+        assert push(AWAY) is None
+    inbox.put(RACED)
+    with ThreadPoolExecutor(6) as pool:  # three that ask for a run whatever was claimed, three that push
+        launched = [pool.submit(launch, server, RACED) for _ in range(3)]
+        pushed = [pool.submit(push, TWICE) for _ in range(3)]
+        assert len({one.result() for one in launched}) == 3 and all(one.result() for one in launched)
+        [one.result() for one in pushed]
+    await_success(instance, [RACED, NOBODY, DIED, AWAY, TWICE], seconds=240)
+
+
+def statuses(instance: dg.DagsterInstance, which: object) -> list[str]:
+    return sorted(record.dagster_run.status.value for record in runs_of(instance, which))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("which", [NOBODY, DIED, AWAY, TWICE], ids=lambda one: one.id)
+def test_each_event_has_one_run(instance: dg.DagsterInstance, which: object) -> None:
+    """Left to the sensor, taken over from a pusher that was killed after its claim, pushed by three at once."""
+    assert statuses(instance, which) == ["SUCCESS"]
+
+
+def test_of_several_runs_of_one_event_one_is_let_in(instance: dg.DagsterInstance) -> None:
+    """Past every claim, three runs are created at once for an event that the sensor polls for too."""
+    assert statuses(instance, RACED) == ["CANCELED", "CANCELED", "SUCCESS"]
+    (begun,) = [one for one in runs_of(instance, RACED) if one.dagster_run.status == dg.DagsterRunStatus.SUCCESS]
+    assert Inbox().read(RACED.id).run_id == begun.dagster_run.run_id
+
+
+def test_a_push_is_answered_with_its_run_at_once(instance: dg.DagsterInstance) -> None:
+    """Far within the time that a poll would take; the run is queued when push returns."""
+    at = time.monotonic()
+    run_id = push(event("prompt"))
+    assert time.monotonic() - at < LAUNCH_SECONDS / 2
+    assert run_id and instance.get_run_by_id(run_id)
+    assert push(event("prompt")) == run_id
+
+
+def test_nothing_is_started_again_later(instance: dg.DagsterInstance) -> None:
+    """The sensor went on looking while the others ran: each event still has the runs it had."""
+    names = [one.id for one in (NOBODY, DIED, AWAY, TWICE)]
+    assert [len(runs_of(instance, event)) for event in (NOBODY, DIED, AWAY, TWICE)] == [1] * len(names)
