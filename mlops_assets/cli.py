@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mlops_assets.alerts_cli import alerts
+from mlops_assets.artifacts_cli import artifacts
 from mlops_assets.decisions_cli import history, notify
 from mlops_assets.features_cli import features
 from mlops_assets.runs_cli import migrate, runs
 from mlops_assets.terminal import console, print_table
+from mlops_assets.training_cli import reproduce, train
 
 if TYPE_CHECKING:
     from mlops_assets.declarations import ModelPipeline
@@ -32,11 +34,14 @@ app = typer.Typer(
 new = typer.Typer(no_args_is_help=True, help="Write the file of a new declaration.")
 app.add_typer(new, name="new")
 app.add_typer(features, name="features")
+app.add_typer(artifacts, name="artifacts")
 app.command()(alerts)
 app.command()(history)
 app.command()(notify)
 app.command()(runs)
 app.command()(migrate)
+app.command()(train)
+app.command()(reproduce)
 
 Model = Annotated[str, typer.Argument(help="The model, as <team>/<name>, e.g. flights/late_arrival")]
 Version = Annotated[str, typer.Argument(help="A registered version, e.g. 3")]
