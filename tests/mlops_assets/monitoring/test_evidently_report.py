@@ -10,7 +10,11 @@ import polars as pl
 import pytest
 
 from mlops_assets.monitoring import evidently_report
-from mlops_assets.monitoring.evidently_report import write_drift_report, write_performance_report
+from mlops_assets.monitoring.evidently_report import (
+    write_drift_report,
+    write_performance_report,
+    write_quality_report,
+)
 
 ROWS = 3_000
 
@@ -58,6 +62,18 @@ def test_a_performance_report_of_each_task(task: str, tmp_path: Path) -> None:
     assert ("RocAuc metric" if task == "classification" else "R2 Score") in page
 
 
+def test_a_quality_report_shows_both_sides_and_says_its_causes(frame: pl.DataFrame, tmp_path: Path) -> None:
+    """The causes stand at the head, as text and not as markup; a column without values is left out of the plots."""
+    today = frame.with_columns(temp=pl.lit(None, pl.Float64))
+    said = ["broken pipeline.", "pipeline: temp < -60 in 3 % & more"]
+    path = write_quality_report(tmp_path / "quality.html", frame, today, sample=500, said=said)
+    page = path.read_text()
+    assert "<li>pipeline: temp &lt; -60 in 3 % &amp; more</li>" in page
+    assert "500 of 3,000 rows" in page and "seats" in page
+    with pytest.raises(ValueError, match="no rows to draw"):
+        write_quality_report(tmp_path / "none.html", frame, frame.clear())
+
+
 def test_a_failed_report_leaves_the_old_one(
     frame: pl.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +81,7 @@ def test_a_failed_report_leaves_the_old_one(
     path = tmp_path / "drift.html"
     path.write_text("the old page")
 
-    def broken(run: object) -> str:
+    def broken(run: object, said: object) -> str:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(evidently_report, "_page", broken)
