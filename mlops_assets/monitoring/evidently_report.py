@@ -14,9 +14,9 @@ from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from uuid import uuid4
 
 from mlops_assets.monitoring.drift import PREDICTION, kind_of
+from resources.beside import beside
 
 if TYPE_CHECKING:
     import polars as pl
@@ -152,12 +152,8 @@ def _has_values(column: pl.Series) -> bool:
 
 def _save(run: Any, path: Path, said: Sequence[str] = ()) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{uuid4().hex}")
-    try:
-        beside.write_text(_page(run, said), encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with beside(path) as place:
+        place.write_text(_page(run, said), encoding="utf-8")
     return path
 
 
