@@ -117,6 +117,22 @@ def postgres(postgres_server: str, request: pytest.FixtureRequest) -> str:
     return f"{postgres_server}/{name}"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The platform's own database, embedded and deployed; the name of its kind."""
+    if request.param == "postgresql":
+        url = str(request.getfixturevalue("postgres")).replace("postgresql://", "postgresql+psycopg2://")
+        for name, value in {
+            "MLOPS_ENV": "production",
+            "MLOPS_POSTGRES_URL": url,
+            "MLOPS_REDIS_URL": "redis://nowhere",
+            "MLOPS_S3_URL": "s3://nowhere/at-all",
+            "MLOPS_MLFLOW_URL": "http://nowhere",
+        }.items():
+            monkeypatch.setenv(name, value)
+    return str(request.param)
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The endpoint of an S3 that answers over real HTTP."""

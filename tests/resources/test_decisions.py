@@ -1,18 +1,14 @@
-"""The record of decisions: one line a decision, however often it was asked for; what it rests on moves with it."""
+"""Decisions, on both databases: one line each, however often asked for; what one rests on moves with it."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import date
-from typing import TYPE_CHECKING
 
 import pytest
 
 from resources.decisions import DecisionStore, Remembered, StaleMemoryError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MODEL = "flights/late_arrival"
 STORE = DecisionStore()
@@ -23,7 +19,7 @@ def no(*reasons: str, day: date = DAY) -> bool:
     return STORE.record(MODEL, "retrain", "no", reasons, day=day, by="test", evidence={"rows": 9_000})
 
 
-def test_the_same_decision_again_is_no_new_line(home: Path) -> None:
+def test_the_same_decision_again_is_no_new_line(database: str) -> None:
     """A sensor that asks every half minute leaves one line that says how often and until when."""
     assert [no("nothing fails") for _ in range(3)] == [True, False, False]
     (line,) = STORE.history(MODEL)
@@ -31,7 +27,7 @@ def test_the_same_decision_again_is_no_new_line(home: Path) -> None:
     assert line.at <= line.until
 
 
-def test_another_decision_between_makes_a_line_of_its_own(home: Path) -> None:
+def test_another_decision_between_makes_a_line_of_its_own(database: str) -> None:
     """No, then yes, then no again for the first reason are three decisions, in their order."""
     no("cools down")
     STORE.record(MODEL, "retrain", "yes", ["drift"], day=DAY, by="test")
@@ -39,7 +35,7 @@ def test_another_decision_between_makes_a_line_of_its_own(home: Path) -> None:
     assert [line.outcome for line in STORE.history(MODEL)] == ["no", "yes", "no"]
 
 
-def test_kinds_and_models_do_not_mix(home: Path) -> None:
+def test_kinds_and_models_do_not_mix(database: str) -> None:
     """An alert between two equal decisions to retrain does not part them; another model has lines of its own."""
     no("nothing fails")
     STORE.record(MODEL, "alert", "sent", ["broken"], by="test")
@@ -48,7 +44,7 @@ def test_kinds_and_models_do_not_mix(home: Path) -> None:
     assert [line.kind for line in STORE.history(MODEL)] == ["retrain", "alert"]
 
 
-def test_a_clock_set_back_changes_no_order(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_clock_set_back_changes_no_order(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines come in the order of writing, and a decision is never made until before it was made."""
     from datetime import UTC, datetime
 
@@ -68,7 +64,7 @@ def test_a_clock_set_back_changes_no_order(home: Path, monkeypatch: pytest.Monke
     assert first.until >= first.at > second.at
 
 
-def test_of_two_that_decide_from_one_memory_the_second_is_refused(home: Path) -> None:
+def test_of_two_that_decide_from_one_memory_the_second_is_refused(database: str) -> None:
     """Neither its memory nor its decision is written; the error says to decide again."""
     read = STORE.memory(MODEL, "retrain")
     STORE.record(MODEL, "retrain", "yes", ["drift"], by="one", memory=replace(read, value={"answered": "2013-07-10"}))
@@ -78,7 +74,7 @@ def test_of_two_that_decide_from_one_memory_the_second_is_refused(home: Path) ->
     assert STORE.memory(MODEL, "retrain") == Remembered({"answered": "2013-07-10"}, 1)
 
 
-def test_many_at_once_count_to_the_sum(home: Path) -> None:
+def test_many_at_once_count_to_the_sum(database: str) -> None:
     """Eight threads that each add one to the memory, asking again when refused, lose none."""
 
     def add(_: int) -> None:

@@ -13,7 +13,7 @@ from dagster._core.test_utils import create_run_for_test
 import resources.events
 from resources.alerts import AlertResource
 from resources.environment import DAGSTER_URL
-from resources.events import EVENT_TAG, REFUSED, STARTED, TAKEOVER_SECONDS, Event, Inbox, UnknownEventError, push
+from resources.events import EVENT_TAG, REFUSED, STARTED, TAKEOVER_SECONDS, Event, Inbox, push
 from sensors.events import events_sensor
 
 if TYPE_CHECKING:
@@ -166,8 +166,3 @@ def test_many_claimants_one_winner(instance: dg.DagsterInstance) -> None:
         claimed = list(pool.map(lambda event: inbox.claim(event.id, "push"), events * 4))
         polled = list(pool.map(lambda _: inbox.due("events", "poll"), range(4)))
     assert sum(claimed) + sum(map(len, polled)) == 5
-
-
-def test_an_unknown_event_is_named(home: Path) -> None:
-    with pytest.raises(UnknownEventError, match="'delivery 9'"):
-        inbox.read("delivery 9")
