@@ -44,6 +44,7 @@ class Callers:
     def ask_day(self, day: date, *, streaming: bool) -> int:
         """Ask about the flights of a day that the log does not have yet; how many were asked about."""
         start, asked = midnight(day), 0
+        self.address.close()  # the endpoint ends a connection that was silent for long; the next request opens another
         flights = self._unasked(departures(self.model, day), day)
         for hour in range(24):
             now = start + HOUR * hour
@@ -62,6 +63,7 @@ class Callers:
         from resources.releases import ReleaseStore
 
         record = ReleaseStore().current(self.model.id)
+        self.address.close()
         expected, deadline = {variant.version for variant in record.answering}, time.monotonic() + FOLLOW_SECONDS
         while (found := self._serving()) != expected:
             if time.monotonic() > deadline:

@@ -190,7 +190,7 @@ def daemon(start: datetime) -> Iterator[Daemon]:
 
     from resources.environment import prepare_home
 
-    launcher = {"module": "dagster._core.launcher.sync_in_memory_run_launcher", "class": "SyncInMemoryRunLauncher"}
+    launcher = {"module": "mlops_assets.year.launcher", "class": "TimedLauncher"}
     reference = InstanceRef.from_dir(str(prepare_home()), overrides={"run_launcher": launcher})
     origin = InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name=MODULE, attribute="defs"), location_name=LOCATION)
     with ExitStack() as stack:

@@ -35,13 +35,25 @@ class Incidents:
     def between(cls, first: date, last: date) -> Self:
         days = (last - first).days
 
-        def at(share: float) -> date:
-            return first + timedelta(days=round(days * share))
+        def at(share: float, earliest: date) -> date:
+            return max(first + timedelta(days=round(days * share)), earliest)
 
-        return cls(at(0.17), at(0.5), at(0.6), at(0.7))
+        outage = at(0.1, first + timedelta(days=3))
+        duplicate = at(0.18, outage + timedelta(days=OUTAGE_DAYS + 1))
+        correction = at(0.25, duplicate + timedelta(days=1))
+        return cls(outage, duplicate, correction, at(0.35, correction + timedelta(days=1)))
 
     def out(self, day: date) -> bool:
         return self.outage <= day < self.outage + timedelta(days=OUTAGE_DAYS)
+
+    @property
+    def delivered_twice(self) -> date:
+        return self.duplicate - timedelta(days=2)
+
+    @property
+    def corrected(self) -> date:
+        """Long over when it is corrected, and within the days that were delivered."""
+        return max(self.correction - timedelta(days=30), date(2013, 1, 1))
 
     @property
     def back(self) -> date:

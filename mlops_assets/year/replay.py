@@ -51,6 +51,7 @@ class Replay:
     def prepare(self, start: date) -> None:
         """What a person does once: fill the tables with the days before `start`, and ask for the first training."""
         self.daemon.clock.now = midnight(start)
+        self.daemon.tick()  # conditions compare with what they saw last
         for number in range((start - FIRST_DAY).days):
             self.upstream.lay_down(FIRST_DAY + timedelta(days=number))
         Inbox().put(Event("planes", "new data", (f"{TEAM}/raw_planes",)))
@@ -102,13 +103,11 @@ class Replay:
             yield "the outage is over: three days were delivered late"
         self.upstream.deliver(day)
         if day == self.incidents.duplicate:
-            again = day - timedelta(days=4)
-            self.upstream.deliver(again, "again")
-            yield f"{again} was delivered twice"
+            self.upstream.deliver(self.incidents.delivered_twice, "again")
+            yield f"{self.incidents.delivered_twice} was delivered twice"
         if day == self.incidents.correction:
-            old = max(day - timedelta(days=30), FIRST_DAY)
-            changed = self.upstream.correct(old)
-            yield f"{changed} flights of {old} were corrected"
+            changed = self.upstream.correct(self.incidents.corrected)
+            yield f"{changed} flights of {self.incidents.corrected} were corrected"
 
     def _bad_release(self, day: date) -> Iterator[str]:
         """As a canary, on the first day from the planned one on that has no canary of its own."""
