@@ -5,7 +5,7 @@ WORKERS ?= 2
 CONTRACT := deployment/feature_contract.json
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test up check lint format types features bench bench-serving clean
+.PHONY: help setup demo year test up check lint format types features bench bench-serving clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1	\2/p' Makefile
@@ -15,6 +15,9 @@ setup:  ## create .venv and install everything (again only when something change
 
 demo: setup  ## the main job: from raw flights to a served, retrained, promoted and rolled-back model
 	@$(BIN)/mlops demo
+
+year: setup  ## 2013 unattended under Dagster's daemons: a table, a picture, and what must hold; goes on where it stopped
+	@$(BIN)/mlops year
 
 up: setup  ## Dagster, MLflow and the endpoint together, until Ctrl-C
 	@exec $(BIN)/mlops up
