@@ -9,6 +9,7 @@ from __future__ import annotations
 import getpass
 import os
 import sys
+from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -76,6 +77,23 @@ def demo() -> None:
     from mlops_assets.demo import run_demo
 
     raise typer.Exit(run_demo())
+
+
+@app.command()
+def year(
+    first: Annotated[
+        datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="A Monday, by default 2013-04-01")
+    ] = None,
+    days: Annotated[int | None, typer.Option(min=8, help="How many, by default to the end of the year")] = None,
+    rivals: Annotated[bool, typer.Option(help="Compare with never and weekly training")] = True,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Forget an earlier replay instead of going on with it")
+    ] = False,
+) -> None:
+    """2013 day by day under Dagster's own daemons, with what goes wrong in a year; state lies beside MLOPS_HOME."""
+    from mlops_assets.year.story import run_year
+
+    raise typer.Exit(run_year(first.date() if first else None, days, rivals=rivals, fresh=fresh))
 
 
 @app.command()
