@@ -35,7 +35,9 @@ class RestlessError(RuntimeError):
 
     @classmethod
     def of(cls, at: datetime, ticks: int) -> Self:
-        return cls(f"After {ticks} ticks at {at:%Y-%m-%d %H:%M} runs are still asked for. Look at the last runs' causes.")
+        return cls(
+            f"After {ticks} ticks at {at:%Y-%m-%d %H:%M} runs are still asked for. Look at the last runs' causes."
+        )
 
 
 @dataclass
@@ -184,15 +186,17 @@ def daemon(start: datetime) -> Iterator[Daemon]:
     from dagster import DagsterInstance
     from dagster._core.instance.ref import InstanceRef
     from dagster._core.remote_origin import InProcessCodeLocationOrigin
-    from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
     from dagster._core.types.loadable_target_origin import LoadableTargetOrigin
     from dagster._core.workspace.context import WorkspaceProcessContext
+    from dagster._core.workspace.load_target import InProcessWorkspaceLoadTarget
 
     from resources.environment import prepare_home
 
     launcher = {"module": "mlops_assets.year.launcher", "class": "TimedLauncher"}
     reference = InstanceRef.from_dir(str(prepare_home()), overrides={"run_launcher": launcher})
-    origin = InProcessCodeLocationOrigin(LoadableTargetOrigin(module_name=MODULE, attribute="defs"), location_name=LOCATION)
+    origin = InProcessCodeLocationOrigin(
+        LoadableTargetOrigin(module_name=MODULE, attribute="defs"), location_name=LOCATION
+    )
     with ExitStack() as stack:
         clock = stack.enter_context(Clock(start.astimezone(UTC)).ruling())
         for storage in ("runs.sqlite.sqlite_run_storage", "schedules.sqlite.sqlite_schedule_storage"):

@@ -20,9 +20,9 @@ DAY = timedelta(days=1)
 
 def draw(year: Year, results: Sequence[Fared], path: Path) -> Path:
     """Write the picture as a PNG."""
-    import matplotlib
+    import matplotlib as mpl
 
-    matplotlib.use("Agg")
+    mpl.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(14, 8), sharex=True, height_ratios=[3, 1.3])
@@ -68,7 +68,9 @@ def _drift(axes: Any, year: Year) -> None:
     told = [(one.day, one.reports.get("drift_report", {}).get("drifted_share")) for one in year.days]
     known = [(date.fromisoformat(day), share) for day, share in told if share is not None]
     if known:
-        axes.fill_between(*zip(*known, strict=True), step="mid", color="#888888", alpha=0.5, label="inputs that drifted")
+        axes.fill_between(
+            *zip(*known, strict=True), step="mid", color="#888888", alpha=0.5, label="inputs that drifted"
+        )
     axes.axhline(year.model.monitor.drifted_share, color="#888888", linewidth=0.8, linestyle="--")
     axes.set_ylim(0, 1.15)
     axes.set_ylabel("share of inputs")

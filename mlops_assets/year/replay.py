@@ -111,7 +111,9 @@ class Replay:
 
     def _bad_release(self, day: date) -> Iterator[str]:
         """As a canary, on the first day from the planned one on that has no canary of its own."""
-        if day < self.incidents.bad_release or any("bad release" in note for one in self.journal.read() for note in one.notes):
+        if day < self.incidents.bad_release or any(
+            "bad release" in note for one in self.journal.read() for note in one.notes
+        ):
             return
         record = _record(self.model)
         if record is None or record.challenger:
@@ -131,7 +133,9 @@ class Replay:
             ).records
             if records and (told := records[0].asset_materialization):
                 plain = {name: value.value for name, value in told.metadata.items()}
-                found[link] = {name: value for name, value in plain.items() if isinstance(value, int | float | str | list)}
+                found[link] = {
+                    name: value for name, value in plain.items() if isinstance(value, int | float | str | list)
+                }
         return found
 
 

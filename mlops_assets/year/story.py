@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from mlops_assets.claims import Claim
 from mlops_assets.year.incidents import Incidents
@@ -46,18 +46,46 @@ class Told:
         return all(claim.passed for claim in self.judged)
 
 
-def run_year(first: date = FIRST, last: date = LAST, *, rivals: bool = True, fresh: bool = False) -> int:
+class NotACutoffError(ValueError):
+    """The first day is none that a first training could be as of."""
+
+    @classmethod
+    def of(cls, first: date) -> Self:
+        return cls(f"{first} is not a Monday from {FIRST} to {LAST}. The first training is as of that day: give one.")
+
+
+class OtherReplayError(RuntimeError):
+    """What lies here is a replay of other days."""
+
+    @classmethod
+    def of(cls, there: str, asked: str) -> Self:
+        return cls(f"{home()} holds a replay of {there}, and {asked} was asked for. Ask for those, or give --fresh.")
+
+
+def run_year(first: date | None = None, days: int | None = None, *, rivals: bool = True, fresh: bool = False) -> int:
     """Replay the days, or go on with them; 0 when every claim about the year holds. State lies beside MLOPS_HOME."""
+    first = first or FIRST
+    if first.weekday() or not FIRST <= first <= LAST:
+        raise NotACutoffError.of(first)
+    last = min(first + timedelta(days=days - 1), LAST) if days else LAST
     os.environ["MLOPS_HOME"] = str(home().with_name(f"{home().name}.year"))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     if fresh and home().exists():
         shutil.rmtree(home())
+    _refuse_another(f"{first} to {last}")
     quiet_telemetry()
     prepare_home()
     console = _console()
     told = _lived(console, first, last, rivals)
     _show(console, told)
     return 0 if told.holds else 1
+
+
+def _refuse_another(asked: str) -> None:
+    """Incidents lie at shares of the days: other days would have others, some of them in the past."""
+    prepared = home() / PREPARED
+    if prepared.exists() and (there := prepared.read_text()) != asked:
+        raise OtherReplayError.of(there, asked)
 
 
 def _console() -> Console:
@@ -91,7 +119,7 @@ def _lived(console: Console, first: date, last: date, rivals: bool) -> Told:
         replay = Replay(model, partitioned, running, asking, plan, Upstream.here(), journal)
         if not (home() / PREPARED).exists():
             replay.prepare(first)
-            (home() / PREPARED).touch()
+            (home() / PREPARED).write_text(f"{first} to {last}")
             console.print(f"Prepared in {time.monotonic() - began:.0f} s: tables up to {first}, the first training.")
         training = stack.enter_context(training_weekly(first, last) if rivals else nullcontext(None))
         for day in replay.days(first, last):
@@ -144,7 +172,11 @@ def tables(told: Told) -> list[tuple[str, list[str], list[list[str]]]]:
         for one in told.results
     ]
     return [
-        ("Versions", ["version", "cutoff", told.year.model.gate.metric, "gate", "became", "answered"], versions(told.year)),
+        (
+            "Versions",
+            ["version", "cutoff", told.year.model.gate.metric, "gate", "became", "answered"],
+            versions(told.year),
+        ),
         (
             "Decisions about retraining",
             ["report day", "outcome", "times", "reasons"],
@@ -166,7 +198,9 @@ def versions(year: Year) -> list[list[str]]:
     client = resources_for()["mlflow"].client()
     turns = list(reigns(year))
     rows = []
-    for one in sorted(client.search_model_versions(f"name = '{year.model.registered_name}'"), key=lambda v: int(v.version)):
+    for one in sorted(
+        client.search_model_versions(f"name = '{year.model.registered_name}'"), key=lambda v: int(v.version)
+    ):
         run = client.get_run(one.run_id)
         metric = next((value for name, value in run.data.metrics.items() if name.startswith("holdout")), None)
         mine = [f"{first} to {last}" for version, first, last in turns if version == str(one.version)]

@@ -120,10 +120,9 @@ def every_retraining_has_its_cause(year: Year) -> Claim:
 
 def online_equals_rebuild(year: Year, view: FeatureView) -> Claim:
     """What the online store holds is what the view's function makes of everything delivered, computed at once."""
-    from resources.environment import resources_for
-
     from mlops_assets.links.online import newest_rows
     from mlops_assets.links.snapshot import held_online
+    from resources.environment import resources_for
 
     rebuilt = newest_rows(recomputed(year.catalog, view, midnight(year.dates[-1]) + DAY), view, None)
     held, columns = held_online(resources_for()["feast"], view), list(view.columns)
