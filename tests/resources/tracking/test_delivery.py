@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,6 +45,13 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"it did not happen in {seconds} s"
         time.sleep(0.05)
+
+
+def healthy(port: int) -> bool:
+    try:
+        return httpx.get(f"http://127.0.0.1:{port}/health", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def history(store: MlflowResource, run_id: str, metric: str) -> list[tuple[int, float]]:
@@ -162,7 +170,7 @@ def test_points_wait_for_a_server_that_is_away(store: MlflowResource, home: Path
     argv, env = server_command(port)
     server = subprocess.Popen(argv, env=env, stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        until(lambda: away.client().search_experiments() != [], 90)
+        until(lambda: healthy(port), 120)
         (path,) = spool.directory().glob("*.points")
         assert delivery.deliver(away, path) == 1200
         spool.note_delivered(path, 0)
