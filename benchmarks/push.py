@@ -7,12 +7,12 @@ queue launched it, is what push and poll differ in; how long its process then ta
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC
-from random import randint
 from statistics import median
 from unittest.mock import patch
 
@@ -58,7 +58,7 @@ def platform() -> Iterator[dg.DagsterInstance]:
     (place / "workspace.yaml").write_text(
         "load_from:\n  - python_file: {relative_path: location.py, location_name: mlops_assets}\n"
     )
-    port = free_port(randint(20_000, 60_000))  # another platform may be about to take the usual one
+    port = free_port(20_000 + os.getpid() % 30_000)  # another platform may be about to take the usual one
     services = dagster_services(port, port, port, place / "workspace.yaml")
     with ExitStack() as stack:
         stack.enter_context(patch.dict("os.environ", {DAGSTER_URL: f"http://127.0.0.1:{port}"}))
