@@ -95,7 +95,8 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
                 verdicts = judged(model, mlflow, work.path, trained)
                 record = {"arguments": arguments, "made_from": made, **upstream_of(model, context)}
                 _complete_bundle(model, work.path, trained, {**origin, "run_id": run_id}, record)
-                version = _register(model, mlflow, work.path, run_id, trained, verdicts, context.partition_key, again)
+                tags = version_tags(model, trained, verdicts, context.partition_key)
+                version = _register(model, mlflow, work.path, run_id, trained, tags, again)
             yield dg.MaterializeResult(
                 metadata=told(model, trained, verdicts, version, run_id, mlflow),
                 data_version=dg.DataVersion(f"version {version}"),
@@ -234,16 +235,16 @@ def _register(
     out: Path,
     run_id: str,
     trained: Mapping[str, Any],
-    verdicts: Sequence[Claim],
-    cutoff: str,
+    tags: Mapping[str, str],
     again: bool,
 ) -> str:
     """Log everything to the run and register its bundle; the gate's verdict is a tag of the version.
 
-    `again`: the run was killed before, perhaps after this; what it registered then is the version.
+    `again`: the run was killed before, perhaps after this. What it registered then is the version, as it is.
     """
-    refused = [verdict for verdict in verdicts if verdict.blocking and not verdict.passed]
-    name = trained["metric"]["name"]
+    if again and (version := mlflow.registered(model.registered_name, run_id)):
+        mlflow.tag_version(model.registered_name, version, tags)
+        return version
     metrics = {
         f"{part}_{metric}": value for part, found in trained["metrics"].items() for metric, value in found.items()
     }
@@ -251,24 +252,25 @@ def _register(
     cold = {f"cold_start_{what}": value for what, value in (trained["cold_starts"] or {}).items() if what != "problem"}
     mlflow.log(run_id, params=trained["params"], metrics={**metrics, **seconds, **cold})
     mlflow.log_directory(run_id, out / BUNDLE, BUNDLE)
-    tags = {
+    return mlflow.register(model.registered_name, run_id, BUNDLE, tags)
+
+
+def version_tags(
+    model: ModelPipeline, trained: Mapping[str, Any], verdicts: Sequence[Claim], cutoff: str
+) -> dict[str, str]:
+    """What is found of a version without opening it: cutoff, metric, the gate's verdict and its reasons."""
+    refused = [verdict for verdict in verdicts if verdict.blocking and not verdict.passed]
+    reasons = {"refused_because": "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in refused)}
+    return {
         "cutoff": cutoff,
         "metric": f"{trained['metric']['holdout']:.4f}",
-        "metric_name": name,
+        "metric_name": trained["metric"]["name"],
         GATE: REFUSED if refused else PASSED,
-        **(
-            {"refused_because": "; ".join(f"{verdict.name}: {verdict.reason}" for verdict in refused)}
-            if refused
-            else {}
-        ),
+        **(reasons if refused else {}),
         "team": model.team,
         "framework": trained["framework"],
         "accelerators": "cpu",
     }
-    if again and (version := mlflow.registered(model.registered_name, run_id)):
-        mlflow.tag_version(model.registered_name, version, tags)
-        return version
-    return mlflow.register(model.registered_name, run_id, BUNDLE, tags)
 
 
 def told(
