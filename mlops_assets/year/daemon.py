@@ -58,9 +58,10 @@ class Clock:
         from dagster._core.test_utils import get_freezable_log_manager
 
         with ExitStack() as stack:
+            log_manager: Any = get_freezable_log_manager
             stack.enter_context(patch("dagster._time._mockable_get_current_datetime", self.datetime))
             stack.enter_context(patch("dagster._time._mockable_get_current_timestamp", self.timestamp))
-            stack.enter_context(patch("dagster._core.log_manager.DagsterLogManager", get_freezable_log_manager()))
+            stack.enter_context(patch("dagster._core.log_manager.DagsterLogManager", log_manager()))
             yield self
 
 
@@ -70,7 +71,7 @@ class Daemon:
 
     clock: Clock
     instance: dg.DagsterInstance
-    workspace: IWorkspaceProcessContext
+    workspace: IWorkspaceProcessContext[Any]
     spent: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     ticks: int = 0
 
@@ -135,7 +136,7 @@ class Daemon:
         _through(execute_sensor_iteration(self.workspace, logger, None, None))
 
     def _conditions(self) -> None:
-        self._assets._run_iteration_impl(
+        self._assets._run_iteration_impl(  # noqa: SLF001  its public loop sleeps by the real clock
             self.workspace, threadpool_executor=None, amp_tick_futures={}, debug_crash_flags={}
         )
 
@@ -152,7 +153,7 @@ class Daemon:
 
 
 def _kept_open(instance: dg.DagsterInstance) -> list[Any]:
-    """What Dagster does anew at each of thousands of ticks, done once: open the instance; keep each condition's tree."""
+    """What Dagster does anew at each of thousands of ticks: open the instance once, record no condition's tree."""
     from dagster import DagsterInstance
     from dagster._core.storage.schedules.sql_schedule_storage import SqlScheduleStorage
 

@@ -15,8 +15,8 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
-from mlops_assets.catalog import Catalog, gather  # noqa: E402  the filter above must come first
-from mlops_assets.declarations import ModelPipeline  # noqa: E402
+from mlops_assets.catalog import Catalog, Table, gather  # noqa: E402  the filter above must come first
+from mlops_assets.declarations import ModelPipeline, Source  # noqa: E402
 from mlops_assets.links.spec import link_key  # noqa: E402
 from mlops_assets.pipeline import model_definitions, table_definitions  # noqa: E402
 from mlops_assets.promotion import Promotion  # noqa: E402
@@ -33,7 +33,8 @@ MODEL = "flights/late_arrival"
 
 def read_by(catalog: Catalog, model: ModelPipeline) -> Catalog:
     """The model and the tables that it is made from, directly or not, each raw one from the upstream."""
-    found = {table.id: table for table in (model.labels, *(item.view for item in model.selections))}
+    read: list[Table] = [model.labels, *(item.view for item in model.selections)]
+    found = {table.id: table for table in read}
     found |= {view.stand_in.id: view.stand_in for item in model.selections if (view := item.view).stand_in}
     waiting = list(found.values())
     while waiting:
@@ -41,7 +42,9 @@ def read_by(catalog: Catalog, model: ModelPipeline) -> Catalog:
         found |= {table.id: table for table in fresh}
         waiting += fresh
     raw = {f"{TEAM}/{name}" for name in RAW}
-    tables = {name: delivered(table) if name in raw else table for name, table in found.items()}  # type: ignore[arg-type]
+    tables: dict[str, Table] = {
+        name: delivered(table) if isinstance(table, Source) and name in raw else table for name, table in found.items()
+    }
     return dataclasses.replace(catalog, tables=tables, models={model.id: model}, components=())
 
 

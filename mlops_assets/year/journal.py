@@ -13,7 +13,7 @@ from resources.environment import home
 
 @dataclass(frozen=True)
 class Day:
-    """A day as it was lived. `reports` are the numbers of its reports by link, `notes` what was done to the platform."""
+    """A day as it was lived: by link the numbers of its `reports`, and in `notes` what was done to the platform."""
 
     day: str
     asked: int
