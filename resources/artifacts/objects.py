@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from resources.artifacts.manifest import file_hash
 
-CHUNK = 1 << 20
+CHUNK, LARGE = 1 << 20, 16 << 20
 ATTEMPTS = 5
 NOT_HERE = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS})  # no hard links, or not to there
 SETTLED_SECONDS = 60.0  # an object is not collected while its writer may be about to link it
@@ -72,6 +72,8 @@ class ObjectStore:
 
     def keep(self, source: Path) -> Path:
         """The object of a file's content, which is written unless an intact one is there."""
+        if self._is_new(source):
+            return self._write(source)
         known = self.path(file_hash(source))
         if known.is_file():
             if self.intact(known):
@@ -110,6 +112,11 @@ class ObjectStore:
             if now - status.st_mtime > ABANDONED_SECONDS:
                 path.unlink(missing_ok=True)
         return gone
+
+    def _is_new(self, source: Path) -> bool:
+        """A large file of a size that no object has need not be read once only to learn that it is not there."""
+        size = source.stat().st_size
+        return size > LARGE and all(status.st_size != size for _, status in _there(self._objects()))
 
     def _write(self, source: Path, *, anew: bool = False) -> Path:
         """Copy a file in pieces, named for what was copied: a source that changes meanwhile harms nobody."""
