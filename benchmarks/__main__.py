@@ -27,6 +27,7 @@ NAMES = (
     "serving_swaps",
     "artifacts",
     "push",
+    "checkpoints",
 )
 
 
