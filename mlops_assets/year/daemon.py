@@ -19,6 +19,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Self
 from unittest.mock import patch
 
+from dagster import DagsterRunStatus, RunsFilter
+
 if TYPE_CHECKING:
     import dagster as dg
     from dagster._core.workspace.context import IWorkspaceProcessContext
@@ -118,9 +120,8 @@ class Daemon:
         if sensors:
             self._timed("sensors", self._sensors)
             self._timed("runs", self._dequeued)
-            self._timed("backfills", self._backfills)
-            self._timed("runs", self._dequeued)
         self._timed("conditions", self._conditions)
+        self._timed("backfills", self._backfills)
         self._timed("runs", self._dequeued)
         self.ticks += 1
         return self._runs() - before
@@ -146,10 +147,14 @@ class Daemon:
         _through(execute_backfill_iteration(self.workspace, logger))
 
     def _dequeued(self) -> None:
-        _through(self._queue.run_iteration(self.workspace))
+        """The queue's daemon looks every few seconds, and lets some in at a time: until none waits that may go."""
+        waiting = 0
+        while (now := self._runs(DagsterRunStatus.QUEUED)) and now != waiting:
+            waiting = now
+            _through(self._queue.run_iteration(self.workspace))
 
-    def _runs(self) -> int:
-        return self.instance.get_runs_count()
+    def _runs(self, *statuses: DagsterRunStatus) -> int:
+        return self.instance.get_runs_count(RunsFilter(statuses=statuses) if statuses else None)
 
 
 def _kept_open(instance: dg.DagsterInstance) -> list[Any]:

@@ -30,10 +30,11 @@ FIRST_DAY = date(2013, 1, 1)
 REPORTS = ("drift_report", "performance_report", "quality_report")
 BEFORE_MIDNIGHT_TABLES = timedelta(minutes=5)
 DAY = timedelta(days=1)
+MOST_TICKS = 10  # until the tables follow a delivery
 
 
 class UnpreparedError(RuntimeError):
-    """The first training ended without a champion."""
+    """What a replay needs did not come to be."""
 
 
 @dataclass
@@ -81,6 +82,7 @@ class Replay:
         self.daemon.clock.now = over
         notes += self._deliveries(day)
         self.daemon.tick()
+        self._await_tables(day)
         self.callers.await_release()
         notes += self._bad_release(day)
         asked = self.callers.ask_day(day, streaming=not self.incidents.out(day))
@@ -92,6 +94,17 @@ class Replay:
         return Day(
             str(day), asked, _champion(self.model), traffic, self._reports(day), tuple(notes), time.monotonic() - began
         )
+
+    def _await_tables(self, day: date) -> None:
+        """What was late is computed by a backfill, which takes a tick or two more; the stream reads the tables."""
+        from resources.environment import resources_for
+
+        lake, due = resources_for()["lake"], [asset_key(table) for table in self.tables]
+        for _ in range(MOST_TICKS):
+            if self.incidents.out(day) or all(lake.exists(key, str(day)) for key in due):
+                return
+            self.daemon.tick(sensors=False)
+        raise UnpreparedError(f"The tables of {day} were delivered and are not there. Look at the runs of the day.")
 
     def _deliveries(self, day: date) -> Iterator[str]:
         if self.incidents.out(day):
