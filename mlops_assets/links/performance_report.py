@@ -65,7 +65,7 @@ def performance_report_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         result = judged(window, matched)
         causes = causes_of(window, result)
         page = reports.report_path(model, context.partition_time_window.start, "performance")
-        if result.rows >= model.monitor.min_rows:
+        if result.verdict != "not enough rows":
             _draw(page, model, matched, result, causes)
         yield dg.MaterializeResult(
             metadata={
