@@ -1,8 +1,9 @@
 """A model of a gigabyte saved, saved again, read and packed, beside MLflow's own copies and BentoML's own build.
 
 Ours streams every byte into an object, waits until the disk has it, and hashes it; reading compares every byte. MLflow
-copies and compares nothing, and its copy is done when it is in the page cache. Both sides work on this machine's disk,
-in a fresh place each time. The promised speed, 100 MB/s both ways, stands beside as a peer of its own.
+copies and compares nothing; its copy is waited for too, since a registry's version must outlive the machine's power.
+Both sides work on this machine's disk, in a fresh place each time. The promised speed, 100 MB/s both ways, stands
+beside as a peer of its own: a disk that others keep busy may not give it, and then gives the copy no more.
 """
 
 from __future__ import annotations
@@ -46,16 +47,16 @@ def measure(rounds: int = 3, megabytes: int = MEGABYTES) -> Measurement:
             require_equal("the model", Manifest.of(fetched), Manifest.of(bundle))
             checked, plain = partial(verified, fetched), partial(reading, fetched)
             read = in_turn(lambda: seconds(checked), lambda: seconds(plain), rounds)
-            packed, stored = packing(home, fetched, Path(location.removeprefix("file://")))
+            packed, stored = packing(home, fetched, local(location))
     told = (
         f"A save kept a core busy for {busy:.2f} s ({megabytes / busy:,.0f} MB/s of a core; the rest is waiting for "
         f"the disk and for others), and took {grown:.0f} MB of memory more than the process had."
     )
     return Measurement(
         [
-            Figure("artifacts.save", *saved, "MLflow's log_artifacts"),
+            Figure("artifacts.save", *saved, "MLflow's log_artifacts, on disk"),
             Figure("artifacts.save_at_100_MB_a_second", saved[0], promised, "the promise", target=1.0),
-            Figure("artifacts.save_again", *again, "MLflow's log_artifacts"),
+            Figure("artifacts.save_again", *again, "MLflow's log_artifacts, on disk"),
             Figure("artifacts.read", *read, "reading every byte"),
             Figure("artifacts.read_at_100_MB_a_second", read[0], promised, "the promise", target=1.0),
             Figure("artifacts.bento", *packed, "a build with the bundle in BentoML's context"),
@@ -91,6 +92,14 @@ def copy(bundle: Path, location: str, run: str) -> None:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     get_artifact_repository(f"{location}/{run}/artifacts").log_artifacts(str(bundle), "bundle")
+    for path in local(f"{location}/{run}").rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def local(uri: str) -> Path:
+    return Path(uri.removeprefix("file://"))
 
 
 def last_of(save: Callable[[Path, str, str], None], home: Path, bundle: Path, times: int) -> float:
