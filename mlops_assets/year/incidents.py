@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -60,22 +60,25 @@ class Incidents:
         return self.outage + timedelta(days=OUTAGE_DAYS)
 
 
-def release_badly(model: ModelPipeline, version: str) -> ReleaseRecord:
-    """A Bento past all checks as a canary: of the champion, with a table of carriers made from twenty rows.
+def release_badly(model: ModelPipeline) -> ReleaseRecord:
+    """A version past all checks as a canary: the champion, with a table of carriers made from twenty rows.
 
     It answers its golden rows, and fails on every carrier that is not among them.
     """
     from mlops_assets.promotion import limits_of
     from resources.bentos import BentoStore
+    from resources.environment import resources_for
     from resources.releases import ReleaseStore
 
-    bentos, releases = BentoStore(), ReleaseStore()
-    champion = releases.current(model.id).champion
+    bentos, releases, mlflow = BentoStore(), ReleaseStore(), resources_for()["mlflow"]
     with TemporaryDirectory() as work:
         bundle = Path(work, "bundle")
-        shutil.copytree(bentos.path(champion.release), bundle)
+        shutil.copytree(bentos.path(releases.current(model.id).champion.release), bundle)
         _carriers_from_a_sample(model, bundle)
-        tag = bentos.build(bundle, model.id, {"version": version, "run_id": "none"})
+        with mlflow.run(model.id, name="hotfix", tags={"by": BAD_DEPLOYER}) as run_id:
+            mlflow.log_directory(run_id, bundle, "bundle")
+            version = mlflow.register(model.registered_name, run_id, "bundle", {"by": BAD_DEPLOYER})
+        tag = bentos.build(bundle, model.id, {"version": version, "run_id": run_id})
     return releases.start_canary(
         model.id,
         tag,
@@ -103,8 +106,6 @@ def _carriers_from_a_sample(model: ModelPipeline, bundle: Path) -> None:
         return {"airline": carrier.replace_strict({code: f"airline {code}" for code in sorted(known)})}
 
     post = PostProcessing("named", model.team, {"airline": String("Name of the airline")}, named)
-    from dataclasses import replace
-
     made = Postprocess.of(replace(model, postprocess=post))
     if made is None:
         raise RuntimeError(f"{model.title} has no post-processing to break. Declare one.")

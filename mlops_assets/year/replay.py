@@ -131,7 +131,7 @@ class Replay:
         record = _record(self.model)
         if record is None or record.challenger:
             return
-        bad = release_badly(self.model, record.champion.version)
+        bad = release_badly(self.model)
         self.callers.await_release()
         yield f"bad release: {bad.challenger.release if bad.challenger else 'none'} got its first share"
 
