@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets.catalog import asset_key
@@ -21,7 +20,7 @@ from mlops_assets.links.training_set import known_by, point_in_time_rows
 from mlops_assets.manifest import WHERE_AND_HOW, made_from, run_manifest, training_code
 from mlops_assets.record import RECORD, file_hashes, trials_of
 from mlops_assets.upstream import cutoff_time, partitions_read, tables_read, versions_read
-from resources.environment import home
+from mlops_assets.workplace import workplace
 
 if TYPE_CHECKING:
     import polars as pl
@@ -88,9 +87,8 @@ def reproduce(model: ModelPipeline, version: str, records: Records) -> Reproduct
     if not recorded.record:
         records.tell(f"Version {version} has no {RECORD}: the training arguments are those of today's declaration")
     cutoff = recorded.manifest["cutoff"]
-    (home() / "work").mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(dir=home() / "work", prefix="reproduce-") as scratch:
-        items = list(_items(model, cutoff, recorded, records, Path(scratch)))
+    with workplace(f"reproduce-{model.registered_name}-{version}") as work:
+        items = list(_items(model, cutoff, recorded, records, work.path))
     return Reproduction(model.id, version, cutoff, tuple(items), tuple(records.problems))
 
 

@@ -1,6 +1,7 @@
-"""What the platform does for itself once a month: MLflow's database is kept at a size that it answers quickly.
+"""What the platform does for itself: MLflow's database is kept at a size that it answers quickly, work is cleared up.
 
-Old metric history and old versions go to Parquet, where `mlops runs` still finds them.
+Once a month old metric history and old versions go to Parquet, where `mlops runs` still finds them. What a killed
+training left is removed after a week, and its MLflow run says within the hour that it was killed.
 """
 
 from datetime import UTC, datetime
@@ -43,8 +44,23 @@ def monthly(context: dg.ScheduleEvaluationContext) -> dg.RunRequest:
     return dg.RunRequest(run_key=at, run_config={"ops": {"tracking_archive": {"config": {"as_of": at}}}})
 
 
+@dg.sensor(
+    name="abandoned_work",
+    target=None,
+    minimum_interval_seconds=600,
+    default_status=dg.DefaultSensorStatus.RUNNING,
+    required_resource_keys={"mlflow"},
+    description="Ends the MLflow runs of killed trainings that nobody takes up, and removes what they left.",
+)
+def abandoned_work(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    from mlops_assets.workplace import clean
+
+    removed = clean(context.resources.mlflow.abandon)
+    return dg.SkipReason(f"Removed after a week: {', '.join(removed)}" if removed else "Nothing is a week old.")
+
+
 def upkeep() -> dg.Definitions:
-    """The platform's own jobs, schedules and sensors about MLflow."""
+    """The platform's own jobs, schedules and sensors."""
     from sensors.tracking import tracking_sensor
 
-    return dg.Definitions(jobs=[tracking_archive_job], schedules=[monthly], sensors=[tracking_sensor])
+    return dg.Definitions(jobs=[tracking_archive_job], schedules=[monthly], sensors=[tracking_sensor, abandoned_work])

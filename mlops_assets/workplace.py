@@ -4,7 +4,8 @@
                              <name>.lock   held while a run works there; a process that dies lets go of it
 
 The name says what the training is made from, so that only the same work is taken up again. A directory goes when its
-work is done, or a week after the last sign of life in it; an MLflow run that nobody ended is then ended as KILLED.
+work is done, or a week after the last sign of life in it. An MLflow run that nobody ended is ended as KILLED an hour
+after that: work that is taken up later goes on all the same, in a new run.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from resources.environment import home
 if TYPE_CHECKING:
     from filelock import FileLock
 
-KEPT = timedelta(days=7)
+KEPT, IDLE = timedelta(days=7), timedelta(hours=1)
 NOTE = "mlflow_run.json"
 
 logger = logging.getLogger(__name__)
@@ -82,8 +83,8 @@ def workplace(name: str) -> Iterator[Workplace]:
         lock.release()
 
 
-def clean(abandon: Callable[[str], bool], kept: timedelta = KEPT) -> list[str]:
-    """End the MLflow runs of work that nobody does any more, and remove what is older than `kept`; returns its names.
+def clean(abandon: Callable[[str], bool], kept: timedelta = KEPT, idle: timedelta = IDLE) -> list[str]:
+    """End the MLflow runs of work that lies `idle`, and remove what lies longer than `kept`; returns its names.
 
     `abandon` ends a run if it still goes. Work that is being done is left alone.
     """
@@ -97,9 +98,10 @@ def clean(abandon: Callable[[str], bool], kept: timedelta = KEPT) -> list[str]:
         except Timeout:
             continue
         try:
-            if (run_id := Workplace(place).run_id) and abandon(run_id):
+            age, run_id = time.time() - _last_sign(place), Workplace(place).run_id
+            if run_id and age > idle.total_seconds() and abandon(run_id):
                 logger.warning("%s was broken off; its MLflow run %s ends as KILLED", place.name, run_id)
-            if time.time() - _last_sign(place) > kept.total_seconds():
+            if age > kept.total_seconds():
                 shutil.rmtree(place)
                 _unlink(place)
                 removed.append(place.name)

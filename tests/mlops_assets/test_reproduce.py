@@ -65,7 +65,7 @@ def test_nothing_is_published_or_left(again: Any, module_platform: Platform) -> 
     """No version, no MLflow run, no Dagster event, no scratch directory."""
     _, before, after = again
     assert before == after and len(module_platform.mlflow_runs()) == 1
-    assert not [path for path in (module_platform.home / "work").iterdir() if path.name.startswith("reproduce-")]
+    assert not list((module_platform.home / "work" / "training").iterdir())
 
 
 def test_a_corrected_partition_is_named(platform: Platform) -> None:
