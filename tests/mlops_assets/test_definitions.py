@@ -299,7 +299,8 @@ def test_jobs_and_sensors_are_named_for_their_team_and_described():
     assert jobs.keys() == {"flights__tables", "platform__tracking_archive", *(f"{name}__train" for name in names)}
     sensors = {sensor.name: sensor for sensor in repository.sensor_defs}
     of_models = {f"{name}__{verb}" for name in names for verb in ("retrain", "rollout", "late_answers")}
-    assert sensors.keys() == {"automation", "run_failure", "tracking", *of_models}
+    of_the_platform = {"automation", "events", "alerts", "run_failure", "run_recovered", "thermal", "tracking"}
+    assert sensors.keys() == {*of_the_platform, "abandoned_work", *of_models}
     assert [item.name for item in (*jobs.values(), *sensors.values()) if not item.description] == []
     assert {sensor.default_status for sensor in sensors.values()} == {dg.DefaultSensorStatus.RUNNING}
 
