@@ -84,12 +84,18 @@ class Daemon:
         self._assets = AssetDaemon(settings={}, pre_sensor_interval_seconds=30)
         self._queue = QueuedRunCoordinatorDaemon(interval_seconds=5)
 
-    def settle(self) -> None:
-        """Tick until nothing is asked for any more."""
+    def settle(self, *, sensors: bool = True) -> None:
+        """Tick until nothing is asked for any more and no backfill goes on."""
         for _ in range(MOST_TICKS):
-            if not self.tick():
+            if not self.tick(sensors=sensors) and not self._backfilling():
                 return
         raise RestlessError.of(self.clock.now, MOST_TICKS)
+
+    def _backfilling(self) -> bool:
+        from dagster._core.execution.backfill import BulkActionsFilter, BulkActionStatus
+
+        going = BulkActionsFilter(statuses=[BulkActionStatus.REQUESTED, BulkActionStatus.CANCELING])
+        return bool(self.instance.get_backfills_count(going))
 
     def backfill(self, assets: Sequence[str], first: date, last: date) -> None:
         """Ask for some days of some assets, as the UI's button does."""

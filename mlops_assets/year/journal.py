@@ -35,12 +35,15 @@ class Journal:
         return cls(home() / "year.jsonl")
 
     def write(self, day: Day) -> None:
-        with self.path.open("a") as lines:
-            lines.write(json.dumps(asdict(day), default=str) + "\n")
+        with self.path.open("a+b") as lines:
+            lines.truncate(self._whole())  # half a line: its writer was killed
+            lines.write(json.dumps(asdict(day), default=str).encode() + b"\n")
+
+    def _whole(self) -> int:
+        """The bytes up to the end of the last whole line."""
+        return self.path.read_bytes().rfind(b"\n") + 1 if self.path.exists() else 0
 
     def read(self) -> list[Day]:
-        if not self.path.exists():
-            return []
-        whole = [line for line in self.path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+        whole = self.path.read_bytes()[: self._whole()].splitlines() if self.path.exists() else []
         told = [json.loads(line) for line in whole]
         return [Day(**{**one, "notes": tuple(one["notes"])}) for one in told]

@@ -87,8 +87,7 @@ class Replay:
         notes += self._bad_release(day)
         asked = self.callers.ask_day(day, streaming=not self.incidents.out(day))
         self.daemon.clock.now = over + BEFORE_MIDNIGHT_TABLES
-        while self.daemon.tick(sensors=False):
-            pass
+        self.daemon.settle(sensors=False)
         record = _record(self.model)
         traffic = ", ".join(f"v{one.version} {one.weight} %" for one in record.variants) if record else "none"
         return Day(
