@@ -79,6 +79,15 @@ def test_publishing_again_replaces_and_is_no_mixture(location: str, bundle: Path
     assert sorted(path.name for path in fetched.rglob("*") if path.is_file()) == ["model.ubj"]
 
 
+def test_publishing_the_same_again_touches_nothing(bundle: Path, tmp_path: Path, home: Path) -> None:
+    """A version that is in use is never without its files for a moment."""
+    location = (tmp_path / "experiment").as_uri()
+    digest = publish(location, "run", bundle)
+    before = {path: path.stat().st_ctime_ns for path in (tmp_path / "experiment").rglob("*")}
+    assert publish(location, "run", bundle) == digest
+    assert {path: path.stat().st_ctime_ns for path in (tmp_path / "experiment").rglob("*")} == before
+
+
 def test_other_artifacts_than_were_registered_are_refused(location: str, bundle: Path) -> None:
     """They are whole, but not what the version was made of."""
     registered = publish(location, "run", bundle)
