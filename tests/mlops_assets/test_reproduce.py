@@ -139,16 +139,6 @@ def test_the_command_exits_by_what_it_found(platform: Platform) -> None:
     assert ran.exit_code == 1 and "The model is another one." in ran.stdout
 
 
-def test_a_cutoff_is_trained_by_a_command(platform: Platform) -> None:
-    """A day that is no cutoff is refused with the nearest; a cutoff is trained, and Dagster has the run."""
-    from mlops_assets.training_cli import UnknownCutoffError
-
-    ran = CliRunner().invoke(app, ["train", platform.model.id, "--cutoff", "2013-07-02"])
-    assert isinstance(ran.exception, UnknownCutoffError) and "2013-07-01" in str(ran.exception)
-    ran = CliRunner().invoke(app, ["train", platform.model.id, "--cutoff", "tomorrow"])
-    assert isinstance(ran.exception, UnknownCutoffError) and "YYYY-MM-DD" in str(ran.exception)
-
-
 def test_differences_of_rows_are_counted_by_column() -> None:
     """By key: rows gone, rows new, rows that changed, nulls equal to nulls."""
     before = pl.DataFrame({"id": ["a", "b", "c"], "x": [1.0, None, 3.0], "y": [1, 2, 3]})
