@@ -61,6 +61,11 @@ def abandoned_work(context: dg.SensorEvaluationContext) -> dg.SkipReason:
 
 def upkeep() -> dg.Definitions:
     """The platform's own jobs, schedules and sensors."""
+    from mlops_assets.artifact_care import artifacts_job, weekly
     from sensors.tracking import tracking_sensor
 
-    return dg.Definitions(jobs=[tracking_archive_job], schedules=[monthly], sensors=[tracking_sensor, abandoned_work])
+    return dg.Definitions(
+        jobs=[tracking_archive_job, artifacts_job],
+        schedules=[monthly, weekly],
+        sensors=[tracking_sensor, abandoned_work],
+    )
