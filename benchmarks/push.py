@@ -34,8 +34,9 @@ from sensors.events import events_sensor
 @dg.asset(key=["flights", "raw"])
 def raw() -> None: ...
 
-stores = {"alerts": AlertResource()}
-defs = dg.Definitions([raw], sensors=[events_sensor], resources=stores, executor=dg.in_process_executor)
+defs = dg.Definitions(
+    [raw], sensors=[events_sensor], resources={"alerts": AlertResource()}, executor=dg.in_process_executor
+)
 """
 
 
@@ -49,12 +50,12 @@ class Started:
 
 
 @contextmanager
-def platform() -> Iterator[dg.DagsterInstance]:
-    """Web server and daemon of a home of its own, ready, with one asset to materialize."""
+def platform(code: str = CODE) -> Iterator[dg.DagsterInstance]:
+    """Web server and daemon of a home of its own, ready, with the definitions of `code`."""
     prepare_storage()
     place = home() / "code"
     place.mkdir()
-    (place / "location.py").write_text(CODE)
+    (place / "location.py").write_text(code)
     (place / "workspace.yaml").write_text(
         "load_from:\n  - python_file: {relative_path: location.py, location_name: mlops_assets}\n"
     )

@@ -10,19 +10,55 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC
 from typing import TYPE_CHECKING
 
 import dagster as dg
 import pytest
 
-from benchmarks.push import await_success, event, platform, runs_of
+from benchmarks.push import CODE, await_success, event, platform, runs_of
 from resources.environment import DAGSTER_URL, PROJECT
-from resources.events import LAUNCH_SECONDS, Inbox, launch, push, web_server
+from resources.events import LAUNCH_SECONDS, Event, Inbox, launch, push, web_server
 
 if TYPE_CHECKING:
     pass
 
 RACED, NOBODY, DIED, AWAY, TWICE = map(event, ("raced", "nobody pushed", "pusher died", "server away", "pushed twice"))
+DRIFTS = (
+    CODE
+    + """
+from dataclasses import dataclass
+from datetime import timedelta
+from sensors.retraining import Retraining, retraining_sensor
+
+@dataclass(frozen=True)
+class Limits:
+    cooldown: timedelta = timedelta(days=7)
+    min_rows: int = 500
+
+daily = dg.DailyPartitionsDefinition(start_date="2013-07-01", end_date="2013-08-01")
+weekly = dg.WeeklyPartitionsDefinition(start_date="2013-07-01", end_date="2013-08-05", day_offset=1)
+REPORT, CANDIDATE = dg.AssetKey(["flights", "late", "drift_report"]), dg.AssetKey(["flights", "late", "candidate"])
+
+@dg.asset(key=REPORT, partitions_def=daily, check_specs=[dg.AssetCheckSpec("drift", asset=REPORT)])
+def drift_report(context):
+    yield dg.MaterializeResult()
+    said = {"day": context.partition_key, "verdict": "drift", "rows": 9_000}
+    yield dg.AssetCheckResult(passed=False, severity=dg.AssetCheckSeverity.WARN, metadata=said)
+    WATCHED.push(context.instance)
+
+@dg.asset(key=CANDIDATE, partitions_def=weekly)
+def candidate() -> None: ...
+
+job = dg.define_asset_job("flights__late__train", selection=dg.AssetSelection.assets(CANDIDATE))
+check = dg.AssetCheckKey(REPORT, "drift")
+WATCHED = Retraining("flights/late", job.name, [check], CANDIDATE, [CANDIDATE], weekly, Limits())
+sensors = [retraining_sensor(WATCHED, job)]
+defs = dg.Definitions.merge(defs, dg.Definitions([drift_report, candidate], jobs=[job], sensors=sensors))
+"""
+)
+REPORT = Event("a report", "data", assets=("flights/late/drift_report",), partition="2013-07-10")
+DRIFT = Event("flights/late:2013-07-10:2013-07-08", "drift")  # as the decision names it
 DIES = """
 import os, sys
 from resources.events import Inbox
@@ -36,7 +72,7 @@ def instance(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dg.DagsterIns
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("MLOPS_HOME", str(tmp_path_factory.mktemp("push")))
         monkeypatch.setenv("MLOPS_ENV", "local")
-        with platform() as instance:
+        with platform(DRIFTS) as instance:
             happened(instance, monkeypatch)
             yield instance
 
@@ -53,13 +89,14 @@ def happened(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> N
     with monkeypatch.context() as away:
         away.setenv(DAGSTER_URL, "http://127.0.0.1:9")
         assert push(AWAY) is None
+    assert push(REPORT)
     inbox.put(RACED)
     with ThreadPoolExecutor(6) as pool:  # three that ask for a run whatever was claimed, three that push
         launched = [pool.submit(launch, server, RACED) for _ in range(3)]
         pushed = [pool.submit(push, TWICE) for _ in range(3)]
         assert len({one.result() for one in launched}) == 3 and all(one.result() for one in launched)
         [one.result() for one in pushed]
-    await_success(instance, [RACED, NOBODY, DIED, AWAY, TWICE], seconds=240)
+    await_success(instance, [RACED, NOBODY, DIED, AWAY, TWICE, DRIFT], seconds=240)
 
 
 def statuses(instance: dg.DagsterInstance, which: object) -> list[str]:
@@ -86,6 +123,19 @@ def test_a_push_is_answered_with_its_run_at_once(instance: dg.DagsterInstance) -
     assert time.monotonic() - at < LAUNCH_SECONDS / 2
     assert run_id and instance.get_run_by_id(run_id)
     assert push(event("prompt")) == run_id
+
+
+def test_drift_starts_its_training_as_its_report_ends(instance: dg.DagsterInstance) -> None:
+    """Decided in the report's own run, from the check that it just said, and pushed: the sensor did not ask for it."""
+    (training,) = runs_of(instance, DRIFT)
+    assert training.dagster_run.job_name == "flights__late__train"
+    assert training.dagster_run.tags["dagster/partition"] == "2013-07-08"
+    assert "dagster/tick_id" not in training.dagster_run.tags
+    said = instance.get_records_for_run(
+        runs_of(instance, REPORT)[0].dagster_run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
+    )
+    took = training.create_timestamp.replace(tzinfo=UTC).timestamp() - said.records[0].timestamp
+    assert took < 5, "a second, where the machine has nothing else to do"
 
 
 def test_nothing_is_started_again_later(instance: dg.DagsterInstance) -> None:
