@@ -77,6 +77,10 @@ class Replay:
                 self.journal.write(lived)
                 yield lived
 
+    def end(self) -> None:
+        """What the last day asked for, the online views among it."""
+        self.daemon.settle()
+
     def _live(self, day: date) -> Day:
         began, over, notes = time.monotonic(), midnight(day) + DAY, list[str]()
         self.daemon.clock.now = over

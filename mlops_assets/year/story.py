@@ -124,6 +124,7 @@ def _lived(console: Console, first: date, last: date, rivals: bool) -> Told:
         training = stack.enter_context(training_weekly(first, last) if rivals else nullcontext(None))
         for day in replay.days(first, last):
             console.print(_line(day), highlight=False)
+        replay.end()
         if training is not None:
             training.wait()
         days = [day for day in journal.read() if str(first) <= day.day <= str(last)]
