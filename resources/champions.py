@@ -61,7 +61,9 @@ class ChampionStore:
             before, told = registry.alias(name, ALIAS), self.history(model)
             if before == version and (not told or told[-1].after == version):
                 return None
-            move = ChampionMove(datetime.now(UTC).isoformat(timespec="milliseconds"), by, why, before, version)
+            at = datetime.now(UTC).isoformat(timespec="milliseconds")
+            at = max(at, told[-1].at) if told else at  # whatever the clock says, it comes after the one before
+            move = ChampionMove(at, by, why, before, version)
             self._append(model, move)
             registry.set_alias(name, ALIAS, version)
             return move

@@ -179,6 +179,7 @@ def next_record(
     """The record after a change; `history` is all of what came before. Raises InvalidReleaseError."""
     _check(model, shares.variants)
     at = datetime.now(UTC).isoformat(timespec="milliseconds")
+    at = max(at, now.at) if now else at  # a clock that was set back puts no change before the one that it follows
     revision, before = (now.revision + 1, now.variants) if now else (1, ())
     change = Change(revision, at, by, why, action, before, shares.variants)
     previous = _previous(now, [*history, change]) if now else None
