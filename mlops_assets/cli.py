@@ -84,7 +84,7 @@ def year(
     first: Annotated[
         datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="A Monday, by default 2013-04-01")
     ] = None,
-    days: Annotated[int | None, typer.Option(min=8, help="How many, by default to the end of the year")] = None,
+    days: Annotated[int | None, typer.Option(min=11, help="How many, by default to the end of the year")] = None,
     rivals: Annotated[bool, typer.Option(help="Compare with never and weekly training")] = True,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget an earlier replay instead of going on with it")

@@ -47,7 +47,8 @@ def _metrics(axes: Any, year: Year, results: Sequence[Fared]) -> None:
         label = f"{one.way}: {one.metric:.4f} on {one.flights:,} flights, {one.trainings} trainings"
         axes.plot(weeks, list(one.by_week.values()), color=COLOURS[one.way], linewidth=wide, label=label)
     axes.set_ylabel(f"{year.model.gate.metric} of a week's flights")
-    axes.legend(loc="lower left", frameon=False)
+    if results:
+        axes.legend(loc="lower left", frameon=False, bbox_to_anchor=(0, 0.04))
 
 
 def _champions(axes: Any, year: Year) -> None:
@@ -72,7 +73,7 @@ def _drift(axes: Any, year: Year) -> None:
             *zip(*known, strict=True), step="mid", color="#888888", alpha=0.5, label="inputs that drifted"
         )
     axes.axhline(year.model.monitor.drifted_share, color="#888888", linewidth=0.8, linestyle="--")
-    axes.set_ylim(0, 1.15)
+    axes.set_ylim(0, 1.5)  # the legend has a row of its own
     axes.set_ylabel("share of inputs")
 
 
@@ -81,7 +82,7 @@ def _decisions(axes: Any, year: Year) -> None:
 
     for outcome, (mark, colour, label) in MARKS.items():
         days = [one.day for one in decided(year, "retrain", outcome) if one.day]
-        axes.scatter(days, [1.05] * len(days), marker=mark, color=colour, label=label, zorder=3)
+        axes.scatter(days, [1.1] * len(days), marker=mark, color=colour, label=label, zorder=3)
     axes.legend(loc="upper left", ncols=3, frameon=False, fontsize=8)
 
 
