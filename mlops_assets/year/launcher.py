@@ -9,6 +9,8 @@ import json
 import resource
 from typing import Any
 
+from dagster import DagsterEventType
+from dagster._core.errors import DagsterExecutionInterruptedError
 from dagster._core.launcher import LaunchRunContext
 from dagster._core.launcher.sync_in_memory_run_launcher import SyncInMemoryRunLauncher
 
@@ -27,6 +29,14 @@ class TimedLauncher(SyncInMemoryRunLauncher):
         told = {"run": run.run_id, "job": run.job_name, "assets": assets, "cpu_seconds": cpu_seconds() - began}
         with (home() / RUNS).open("a") as lines:
             lines.write(json.dumps(told) + "\n")
+        if self._interrupted(run.run_id):
+            raise KeyboardInterrupt
+
+    def _interrupted(self, run_id: str) -> bool:
+        """A signal ends the run that is executed, and would else end nothing more."""
+        failed = self._instance.all_logs(run_id, of_type=DagsterEventType.STEP_FAILURE)
+        errors = [log.get_dagster_event().step_failure_data.error for log in failed]
+        return any(error and error.cls_name == DagsterExecutionInterruptedError.__name__ for error in errors)
 
 
 def launched() -> list[dict[str, Any]]:

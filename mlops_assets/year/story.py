@@ -6,8 +6,8 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
@@ -61,6 +61,10 @@ class OtherReplayError(RuntimeError):
     def of(cls, there: str, asked: str) -> Self:
         return cls(f"{home()} holds a replay of {there}, and {asked} was asked for. Ask for those, or give --fresh.")
 
+    @classmethod
+    def running(cls) -> Self:
+        return cls(f"Another process replays the year in {home()}. Wait for it, or stop it.")
+
 
 def run_year(first: date | None = None, days: int | None = None, *, rivals: bool = True, fresh: bool = False) -> int:
     """Replay the days, or go on with them; 0 when every claim about the year holds. State lies beside MLOPS_HOME."""
@@ -75,9 +79,10 @@ def run_year(first: date | None = None, days: int | None = None, *, rivals: bool
     _refuse_another(f"{first} to {last}")
     quiet_telemetry()
     prepare_home()
-    console = _console()
-    told = _lived(console, first, last, rivals)
-    _show(console, told)
+    with _alone():
+        console = _console()
+        told = _lived(console, first, last, rivals)
+        _show(console, told)
     return 0 if told.holds else 1
 
 
@@ -86,6 +91,18 @@ def _refuse_another(asked: str) -> None:
     prepared = home() / PREPARED
     if prepared.exists() and (there := prepared.read_text()) != asked:
         raise OtherReplayError.of(there, asked)
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Two replays of one home would live each day twice."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(home() / "year.lock", timeout=0):
+            yield
+    except Timeout as held:
+        raise OtherReplayError.running() from held
 
 
 def _console() -> Console:
