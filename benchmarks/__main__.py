@@ -23,6 +23,7 @@ NAMES = (
     "orchestration_overhead",
     "online_store",
     "streaming",
+    "tracking",
     "serving",
     "serving_swaps",
     "artifacts",

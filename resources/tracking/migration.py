@@ -45,10 +45,12 @@ def migrate(url: str) -> list[str]:
     created = [index for index in INDICES if index.name not in _present(made)]
     for index in created:
         _create(made, index)
-    with _changing(made) as connection:
-        if created:
+    if created:
+        with _changing(made) as connection:
             _record(connection)
-        _learn_sizes(connection, anew=bool(created))
+            _learn_sizes(connection)
+    elif made.dialect.name == "sqlite":
+        _refresh_sizes(made)
     return [index.name for index in created]
 
 
@@ -110,13 +112,21 @@ def _record(connection: Connection) -> None:
         )
 
 
-def _learn_sizes(connection: Connection, *, anew: bool) -> None:
-    """SQLite plans by sizes that nobody refreshes by itself; PostgreSQL's autovacuum does, after a while."""
+def _learn_sizes(connection: Connection) -> None:
+    """What the planners go by; on PostgreSQL autovacuum would see to it, after a while."""
     from sqlalchemy import text
 
     if connection.dialect.name == "sqlite":
         connection.execute(text("PRAGMA analysis_limit = 1000"))
-        connection.execute(text("ANALYZE" if anew else "PRAGMA optimize"))
-    elif anew:
-        for table in sorted({index.table for index in INDICES}):
-            connection.execute(text(f"ANALYZE {table}"))
+    for table in sorted({index.table for index in INDICES}):
+        connection.execute(text(f"ANALYZE {table}"))
+
+
+def _refresh_sizes(made: Engine) -> None:
+    """SQLite looks again at tables that grew a lot since, and only then writes; nobody else makes it."""
+    from sqlalchemy import text
+
+    with made.connect() as connection:
+        connection.execute(text("PRAGMA analysis_limit = 1000"))
+        connection.execute(text("PRAGMA optimize"))
+        connection.commit()
