@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import subprocess
 import sys
@@ -13,9 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import pytest
+from typer.testing import CliRunner
 
 from mlops_assets import Approval, Serve
 from mlops_assets.approval import NoApprovalNeededError, decide, tell
+from mlops_assets.catalog import gather
+from mlops_assets.cli import app
 from mlops_assets.links.approval import approval_asset
 from mlops_assets.links.champion import champion_asset
 from mlops_assets.links.endpoint import endpoint_asset
@@ -364,3 +368,38 @@ def test_a_word_that_cannot_be_taken_fails_the_run_and_says_why(waiting: Any) ->
         ran = materialize(waiting, approval_asset, {**given, **changed})
         assert not ran.success and says in trouble(ran)
     assert state(waiting) == "approved"
+
+
+# -- the commands -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def mlops(waiting: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`mlops(words...)`, where the model asks for approval."""
+    catalog = gather()
+    asks = replace(catalog, models={**catalog.models, waiting.model.id: waiting.model})
+    monkeypatch.setattr("mlops_assets.catalog.gather", lambda: asks)
+    monkeypatch.setenv("DAGSTER_HOME", "")  # commands set it; this restores it
+    return lambda *words: CliRunner().invoke(app, words)
+
+
+def test_a_person_says_yes_at_the_command_line_and_is_named(waiting: Any, mlops: Any) -> None:
+    """What waits is listed with its number, which is what the command takes."""
+    assert "waiting" in mlops("approvals").output
+    said = mlops("approve", waiting.model.id, "4", "--why", "looked at it")
+    assert said.exit_code == 0 and f"version 4 is approved by {getpass.getuser()}" in said.output
+    assert state(waiting) == "approved" and events() == [RELEASE]
+    assert json.loads(mlops("approvals", waiting.model.id, "--waiting", "--json").output) == []
+    late = mlops("refuse", waiting.model.id, "4", "--why", "no")
+    assert isinstance(late.exception, DecidedApprovalError) and state(waiting) == "approved"
+
+
+def test_a_person_says_no_at_the_command_line(waiting: Any, mlops: Any) -> None:
+    assert "version 4 is refused by" in mlops("refuse", waiting.model.id, "4", "--why", "too new").output
+    (listed,) = json.loads(mlops("approvals", "--json").output)
+    assert (listed["version"], listed["state"], listed["why"]) == ("4", "refused", "too new") and events() == []
+
+
+def test_a_reason_is_asked_for(waiting: Any, mlops: Any) -> None:
+    assert "Missing option '--why'" in mlops("approve", waiting.model.id, "4").output
+    assert state(waiting) == "waiting"
