@@ -74,12 +74,12 @@ def run_year(first: date | None = None, days: int | None = None, *, rivals: bool
     last = min(first + timedelta(days=days - 1), LAST) if days else LAST
     os.environ["MLOPS_HOME"] = str(home().with_name(f"{home().name}.year"))
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-    if fresh and home().exists():
-        shutil.rmtree(home())
-    _refuse_another(f"{first} to {last}")
-    quiet_telemetry()
-    prepare_home()
     with _alone():
+        if fresh and home().exists():
+            shutil.rmtree(home())
+        _refuse_another(f"{first} to {last}")
+        quiet_telemetry()
+        prepare_home()
         console = _console()
         told = _lived(console, first, last, rivals)
         _show(console, told)
@@ -98,8 +98,9 @@ def _alone() -> Iterator[None]:
     """Two replays of one home would live each day twice."""
     from filelock import FileLock, Timeout
 
+    home().parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(home() / "year.lock", timeout=0):
+        with FileLock(home().with_name(f"{home().name}.lock"), timeout=0):
             yield
     except Timeout as held:
         raise OtherReplayError.running() from held
