@@ -308,4 +308,7 @@ def up(dagster: int = 3000, endpoint: int = 3001, reports: int = 3002, mlflow: i
         reports_service(pages),
         endpoint_service(serving),
     ]
-    return supervise(services, home() / "logs", say)
+    try:
+        return supervise(services, home() / "logs", say)
+    finally:
+        address_file().unlink(missing_ok=True)

@@ -167,7 +167,7 @@ class Inbox:
         """Whether this run, and no other, is the one of the event."""
         with self._writing() as connection:
             row = _row(connection, event_id)
-            if row is None or row["outcome"] == REFUSED or row["run_id"] not in (None, run_id):
+            if row is None or row["outcome"] not in ("", STARTED) or row["run_id"] not in (None, run_id):
                 return False
             _set(connection, [event_id], run_id=run_id)
             return True

@@ -32,9 +32,11 @@ def test_claims_runs_and_news_each_have_one_winner(database: str) -> None:
     assert claims.count(True) == given.count(True) == len(news) == 1
 
 
-def test_what_is_closed_is_asked_for_no_more(database: str) -> None:
+@pytest.mark.parametrize("outcome", [REFUSED, "not needed"])
+def test_what_is_closed_without_a_run_gets_none(database: str, outcome: str) -> None:
+    """Nobody claims it, and a run of it that comes late is not let in."""
     inbox.put(DAY)
-    inbox.close(DAY.id, REFUSED, "no such asset")
+    inbox.close(DAY.id, outcome, "no such asset")
     assert inbox.due("events", "sensor") == [] and not inbox.claim(DAY.id, "push") and not inbox.give(DAY.id, "run")
     assert inbox.read(DAY.id).why == "no such asset"
 
