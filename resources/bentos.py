@@ -33,6 +33,7 @@ from resources.environment import home
 SERVICE = "mlops_assets.serving.service:Endpoint"
 CODE = (  # what the serving process imports, relative to the project
     "mlops_assets/__init__.py",
+    "mlops_assets/checkpoints.py",  # which the trainers name; nothing is fitted where it serves
     "mlops_assets/fields.py",
     "mlops_assets/input_schema.py",
     "mlops_assets/serving",
