@@ -114,8 +114,9 @@ def _statements(connection: Connection, experiment_ids: Sequence[int], query: Qu
     conditions = [_condition(one, dialect) for one in query.conditions]
     newest = (runs.c.start_time.desc(), runs.c.run_uuid)
     walked = [runs.c.experiment_id.in_(experiment_ids), runs.c.lifecycle_stage == ACTIVE]
-    # an expression is no column of an index: the planner may not begin with all runs of the experiment
-    looked_up = [(runs.c.experiment_id + 0).in_(experiment_ids), runs.c.lifecycle_stage == ACTIVE]
+    # an expression is no column of an index: SQLite, which guesses, may not begin with all runs of the experiment
+    number = runs.c.experiment_id if dialect == "postgresql" else runs.c.experiment_id + 0
+    looked_up = [number.in_(experiment_ids), runs.c.lifecycle_stage == ACTIVE]
     if few is not None:
         looked_up.append(runs.c.run_uuid.in_(few))
     if metric is None:
