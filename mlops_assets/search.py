@@ -44,6 +44,8 @@ def best_trial(search: Mapping[str, Any], metric: Metric, judge: Judge, journal:
     """
     ask, tell = _study(search, metric)
     finished, best = _finished(journal), None
+    if finished:
+        logger.info("%s trials ended before; the search goes on after them", len(finished))
     for number in range(search["trials"] if search["space"] else 1):
         params = ask()
         if number < len(finished) and finished[number]["params"] != params:

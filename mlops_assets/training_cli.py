@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Self
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from mlops_assets.reproduce import Reproduction
 
 QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+PROCESS = "mlops/process"  # a tag of runs that this command does itself
 SAYS = {True: "yes", False: "NO", None: "?"}
 Model = Annotated[str, typer.Argument(help="The model, as <team>/<name>, e.g. flights/late_arrival")]
 
@@ -53,11 +56,38 @@ def train(
     prepare_home()
     shown = console(markup=False)
     with dg.DagsterInstance.get() as instance, _progress(shown):
+        _end_dead_runs(instance)
         shown.print(f"Training {model} as of {cutoff}; Ctrl-C ends it, and the same command goes on from there")
         job = defs.resolve_job_def(training_job_name(pipeline))
-        result = job.execute_in_process(QUIET, instance, partition_key=cutoff, raise_on_error=False)
+        tags = {PROCESS: _process(os.getpid())}
+        result = job.execute_in_process(QUIET, instance, partition_key=cutoff, tags=tags, raise_on_error=False)
     _show_run(pipeline, result)
     raise typer.Exit(0 if result.success else 1)
+
+
+def _end_dead_runs(instance: dg.DagsterInstance) -> None:
+    """A run of this command whose process was killed still says that it goes, and holds the place of the next.
+
+    Dagster's monitoring looks after the runs that it launched; nobody does after these.
+    """
+    import dagster as dg
+
+    for run in instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED])):
+        host, pid, _ = (*run.tags.get(PROCESS, "").split(), "", "", "")[:3]
+        if host == socket.gethostname() and run.tags[PROCESS] != _process(int(pid)):
+            instance.report_run_failed(run, "The process of `mlops train` is gone.")
+            instance.event_log_storage.free_concurrency_slots_for_run(run.run_id)
+
+
+def _process(pid: int) -> str:
+    """This machine, the process, and when it began: a number is given again to another one."""
+    import psutil
+
+    try:
+        began = f"{psutil.Process(pid).create_time():.2f}"
+    except psutil.NoSuchProcess:
+        began = "gone"
+    return f"{socket.gethostname()} {pid} {began}"
 
 
 def reproduce(
@@ -103,7 +133,8 @@ def _show_run(model: ModelPipeline, result: dg.ExecuteInProcessResult) -> None:
             told = {name: value.value for name, value in event.materialization.metadata.items()}
             typer.echo(f"version {told['version']}: {told['metric_name']} {told['metric']:.4f}, {told['mlflow_run']}")
     for check in result.get_asset_check_evaluations():
-        typer.echo(f"{'passed' if check.passed else 'FAILED'}  {check.check_name}: {check.description}")
+        verdict = "passed" if check.passed else "warned" if check.severity.value == "WARN" else "FAILED"
+        typer.echo(f"{verdict}  {check.check_name}: {check.description}")
     for event in result.get_step_failure_events():
         error = event.step_failure_data.error
         while error is not None and error.cause is not None:
