@@ -16,6 +16,7 @@ from mlops_assets import (
     Float64Array,
     Gate,
     ModelPipeline,
+    Monitor,
     Parity,
     Popularity,
     Search,
@@ -95,6 +96,9 @@ def pipeline(**changes) -> ModelPipeline:
         (lambda: replace(shop_week, schema={"a": String}, cold_start=Popularity("a")), r"cold_start.by is 'a'.*number"),
         (lambda: replace(orders, stream="orders"), r"source '.*orders': stream is 'orders'.*placed by its time"),
         (lambda: Parity(rows=0), r"Parity.*rows from 1"),
+        (lambda: Monitor(null_share_rise=2.0), r"null_share_rise is 2.0 \(allowed: a share from 0 to 1\)"),
+        (lambda: Monitor(window=timedelta(0)), r"Monitor: window is .*a positive duration"),
+        (lambda: Monitor(volume_change=1.0), r"volume_change over 1"),
         (lambda: Parity(at_most=1.0), r"at_most in \[0, 1\)"),
     ],
 )  # fmt: skip
