@@ -7,6 +7,7 @@ the function that the online assets call; it has nothing to bring while the upst
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -114,15 +115,22 @@ class Callers:
 @contextmanager
 def callers(model: ModelPipeline, views: Sequence[FeatureView]) -> Iterator[Callers]:
     """A real endpoint process of the model, as `mlops up` runs it, and those who will ask it."""
-    from mlops_assets.processes import LOOPBACK, await_ready, endpoint_service, free_port, running
+    from mlops_assets.processes import LOOPBACK, await_ready, endpoint_service, running
 
     def quiet(_line: str) -> None:
         """The year has its own lines."""
 
-    port = free_port(3001)
+    port = _own_port()
     with running([endpoint_service(port, [model.id])], home() / "logs", say=quiet) as started:
         await_ready(started, say=quiet)
         yield Callers(model, views, HTTPConnection(LOOPBACK, port, timeout=60))
+
+
+def _own_port() -> int:
+    """One that the system gives to nobody else soon: an endpoint shares its port with whoever else binds it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def departures(model: ModelPipeline, day: date) -> pl.DataFrame:

@@ -61,6 +61,8 @@ class Replay:
         links = [f"{self.model.id}/{link}" for link in ("training_set", "candidate")]
         Inbox().put(Event("first training", "asked for by a person", tuple(links), partition=str(start)))
         self.daemon.settle()
+        self.daemon.clock.now = midnight(start) + BEFORE_MIDNIGHT_TABLES
+        self.daemon.settle()  # today's five past midnight is over, and not a reason for tomorrow
         if not _champion(self.model):
             raise UnpreparedError(
                 f"No version of {self.model.title} is champion after the training as of {start}. "

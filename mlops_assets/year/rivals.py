@@ -61,8 +61,7 @@ def training_weekly(first: date, last: date) -> Iterator[subprocess.Popen[bytes]
     try:
         yield process
     finally:
-        if process.poll() is None:
-            process.terminate()
+        process.kill()  # what it was training is trained again
         process.wait()
 
 
