@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from mlops_assets.rollout import evidence
 from mlops_assets.serving.answers import Answers, Question, RowInputs
 from mlops_assets.serving.prediction_log import PredictionLog
+from resources.alerts import outbox
+from resources.decisions import Decided, DecisionStore
 from resources.releases import Variant
 
 if TYPE_CHECKING:
@@ -25,6 +27,15 @@ def answer(model: str, variant: Variant, count: int, latency_ms: float, instead_
     inputs, said = RowInputs([()] * count), [0.5] * count
     writer.write(Answers(model, variant, question, (), inputs, said, latency_ms=latency_ms, instead_of=instead_of))
     writer.close()
+
+
+def rollouts(platform: Platform) -> list[Decided]:
+    return [one for one in DecisionStore().history(platform.model.id) if one.kind == "rollout"]
+
+
+def alerts() -> list[str]:
+    """The titles of what people were told."""
+    return [told.alert.title for sent in outbox.last(10) for told in sent.message.told]
 
 
 def test_a_slow_canary_is_rolled_back_with_the_alias(platform: Platform) -> None:
@@ -45,6 +56,10 @@ def test_a_slow_canary_is_rolled_back_with_the_alias(platform: Platform) -> None
     after = platform.published
     assert [(v.version, v.weight) for v in after["release"].variants] == [("1", 100)] and after["alias"] == "1"
     assert "takes 200.0 ms" in after["moves"][-1].why and after["release"].by == "sensors.rollout"
+    hold, back = rollouts(platform)
+    assert (hold.outcome, hold.reasons) == ("hold", ("at 40 %: waits for requests",))
+    assert back.outcome == "roll back" and "takes 200.0 ms" in back.reasons[0]
+    assert alerts() == ["flights/late_arrival version 2 was rolled back"]
     assert platform.run("champion", "bento", "endpoint").ok and platform.published == after
     assert "no canary is running" in platform.tick("rollout").skip_reason.skip_message
 
@@ -79,6 +94,8 @@ def test_a_canary_that_the_endpoint_refused_gives_the_alias_back(platform: Platf
     after, tags = platform.published, platform.promotion.mlflow.version(model.registered_name, "2").tags
     assert after["alias"] == "1" and after["moves"][-1].by == "sensors.rollout"
     assert tags["rolled_back"] == "true" and tags["refused_because"].startswith("circuit breaker at ")
+    (back,) = [one for one in rollouts(platform) if one.outcome == "roll back"]
+    assert back.by == "serving pod-1" and alerts() == ["flights/late_arrival version 2 was rolled back"]
     assert platform.run("champion", "bento", "endpoint").ok and platform.published == after, "it stays away"
     assert platform.tick("rollout").asset_events == []
 
