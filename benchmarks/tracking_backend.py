@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from hashlib import md5
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -78,7 +79,7 @@ def write(connection: Connection, table: str, columns: Sequence[str], rows: Iter
     """Rows in bulk: COPY on PostgreSQL, one statement for many on SQLite."""
     raw: Any = connection.connection.driver_connection
     pending = iter(rows)
-    while batch := [row for row, _ in zip(pending, range(ROWS_AT_ONCE), strict=False)]:
+    while batch := list(islice(pending, ROWS_AT_ONCE)):
         if connection.dialect.name == "postgresql":
             lines = "".join("\t".join(_cell(value) for value in row) + "\n" for row in batch)
             named = ", ".join(f'"{column}"' for column in columns)
