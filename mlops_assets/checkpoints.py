@@ -43,13 +43,14 @@ class Progress:
     """The checkpoints of one fit: the newest is found again by the next fit that was made from the same.
 
     `made_from` is whatever must be equal, as JSON. A checkpoint is due `seconds` after the last one, or after each
-    `rounds` rounds, whichever comes first; None of either is never.
+    `rounds` rounds, whichever comes first; None of either is never. `follower` is told what each round reached.
     """
 
     path: Path | None = None
     made_from: Mapping[str, Any] = field(default_factory=dict)
     seconds: float | None = None
     rounds: int | None = None
+    follower: Callable[[int, float], None] | None = None
 
     def __post_init__(self) -> None:
         self._last_round, self._last_time = 0, time.monotonic()
@@ -75,7 +76,10 @@ class Progress:
         return found
 
     def reached(self, rounds: int, model: Callable[[], bytes], **notes: Any) -> None:
-        """After each round: write down the model and `notes` (JSON), if it is time to."""
+        """After each round: write down the model and `notes` (JSON), if it is time to.
+
+        A checkpoint that cannot be written (a full disk) ends no training; the log says so, and the next is tried.
+        """
         if self.path is None or not self._due(rounds):
             return
         written = model()
@@ -86,8 +90,16 @@ class Progress:
             "notes": notes,
             "sha256": hashlib.sha256(written).hexdigest(),
         }
-        publish(self.path, json.dumps(header).encode() + b"\n" + written)
+        try:
+            publish(self.path, json.dumps(header).encode() + b"\n" + written)
+        except OSError as problem:
+            logger.warning("checkpoint %s could not be written: %s; the fit goes on", self.path.name, problem)
         self._last_round, self._last_time = rounds, time.monotonic()
+
+    def scored(self, at: int, score: float) -> None:
+        """After each round that is judged on validation rows: tell the score to whoever follows the training."""
+        if self.follower is not None:
+            self.follower(at, score)
 
     def _due(self, rounds: int) -> bool:
         by_rounds = self.rounds is not None and rounds - self._last_round >= self.rounds
@@ -140,10 +152,14 @@ def publish(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, also when the machine itself stops."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.partial")
-    with beside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with beside.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        beside.unlink(missing_ok=True)  # on a full disk half a file is in the way of everything else
+        raise
     beside.replace(path)
 
 

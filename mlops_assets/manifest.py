@@ -29,7 +29,7 @@ TRAINING_PACKAGES = (
 )
 PACKAGES = ("dagster", "mlflow", "bentoml", "onnx", "onnxruntime", *TRAINING_PACKAGES)
 TRAINING_CODE = ("training.py", "search.py", "input_schema.py", "fields.py", "metrics.py", "newcomers.py", "trainers")
-WHERE_AND_HOW = ("out", "training_set", "checkpoint")  # arguments of a training that make no other model
+WHERE_AND_HOW = ("out", "training_set", "checkpoint", "points")  # arguments of a training that make no other model
 
 
 def run_manifest(project: Path = PROJECT) -> dict[str, Any]:

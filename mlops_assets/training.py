@@ -15,7 +15,8 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -27,7 +28,7 @@ from mlops_assets.input_schema import InputSchema
 from mlops_assets.manifest import made_from
 from mlops_assets.metrics import METRICS, metrics_of
 from mlops_assets.newcomers import Newcomers
-from mlops_assets.search import Judged, best_trial
+from mlops_assets.search import Judged, best_trial, journalled
 from mlops_assets.trainers import Trainer, load_predictor, trainer_named
 
 if TYPE_CHECKING:
@@ -115,7 +116,20 @@ class Task:
         made = {"training": self.made_from, "fit": name, "params": dict(params)}
         progress = Progress.of(Path(self.arguments["out"]), name, made, self.arguments["checkpoint"])
         x_valid, y_valid = (None, None) if valid is None else (self.x(valid), self.y(valid))
-        return self.trainer.fit(self.x(rows), self.y(rows), x_valid, y_valid, dict(params), self.seed, progress)
+        with self._followed() as progress.follower:
+            return self.trainer.fit(self.x(rows), self.y(rows), x_valid, y_valid, dict(params), self.seed, progress)
+
+    @contextmanager
+    def _followed(self) -> Iterator[Callable[[int, float], None] | None]:
+        """Who is told the score of each round: the spool of the MLflow run, where the arguments name one."""
+        from resources.tracking.spool import Spool
+
+        if not (points := self.arguments.get("points")):
+            yield None
+            return
+        trial = len(journalled(Path(self.arguments["out"]) / TRIALS))
+        with Spool(Path(points)) as spool:
+            yield lambda at, score: spool.log(at, {f"trial {trial}/validation": score})
 
     def metrics(self, frame: pl.DataFrame, predictions: np.ndarray) -> dict[str, float]:
         """Every metric that the trainer's task has."""

@@ -89,7 +89,9 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
                 again = run_id == work.run_id
                 work.note_run(run_id)
                 try:
-                    trained = compute.run(ENTRYPOINT, {**arguments, "out": str(work.path)})
+                    with mlflow.loop(run_id) as log:
+                        where = {"out": str(work.path), "points": str(log.path)}
+                        trained = compute.run(ENTRYPOINT, {**arguments, **where})
                 finally:  # a search that broke off shows how far it came
                     mlflow.log_trials(run_id, f"validation_{model.gate.metric}", journalled(work.path / TRIALS))
                 verdicts = judged(model, mlflow, work.path, trained)

@@ -120,6 +120,7 @@ def _boosted(
         if valid is not None:
             score, higher = _score(booster.eval_set([(valid, "validation")], at))
             scores.append(score)
+            progress.scored(at, score)
             if stalled(scores, patience, higher):
                 break
         progress.reached(at + 1, lambda: bytes(booster.save_raw("ubj")), scores=scores)

@@ -49,6 +49,17 @@ def test_a_refused_candidate_is_kept_visible_and_not_promoted(check: str, platfo
     assert run.info.run_id == version.run_id, "the training itself went well"
 
 
+
+def test_the_rounds_of_each_trial_are_in_mlflow(platform: Platform) -> None:
+    """What each round reached on the validation rows, by its number; nothing waits in the spool."""
+    (run,) = platform.mlflow_runs("FINISHED")
+    for trial in (0, 1):
+        points = platform.promotion.mlflow.metric_history(run.info.run_id, f"trial {trial}/validation")
+        assert len(points) > 3 and [point.step for point in points] == list(range(len(points)))
+        assert points[-1].value < points[0].value
+    assert list((platform.home / "mlflow" / "spool").glob("*")) == []
+
+
 def test_a_refused_candidate_is_not_promoted_later(platform: Platform) -> None:
     """Neither by the next run of the champion, nor by somebody who asks for it."""
     from mlops_assets.promotion import NotPromotableError
