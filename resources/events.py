@@ -20,7 +20,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, Self
@@ -138,15 +138,12 @@ class Inbox:
         It is the event before about the same subject while that is open, and a new one once its run was started: a
         correction counts, and telling it twice does not.
         """
-        from sqlalchemy import select
-
-        table = _table()
         with self._writing() as connection:
-            told = connection.execute(select(table).where(table.c.subject == event.subject)).mappings().all()
+            told = _rows(connection, _table().c.subject == event.subject)
             waiting = [_received(row) for row in told if not row["outcome"] and not row["run_id"]]
             if waiting:
                 return waiting[0].event
-            numbered = Event(**{**event.__dict__, "id": f"{event.subject}#{len(told) + 1}"})
+            numbered = replace(event, id=f"{event.subject}#{len(told) + 1}")
             _insert(connection, numbered)
             return numbered
 
@@ -154,7 +151,10 @@ class Inbox:
         """Whether the caller is the one to start it now."""
         with self._writing() as connection:
             row = _row(connection, event_id)
-            return row is not None and _claimable(_received(row)) and _claim(connection, [event_id], by)
+            if row is None or not _claimable(_received(row)):
+                return False
+            _claim(connection, [event_id], by)
+            return True
 
     def due(self, sensor: str, by: str) -> list[Event]:
         """Claim all that a sensor is to ask for: nobody claimed them, or long ago and they have no run."""
@@ -301,9 +301,8 @@ def _insert(connection: Connection, event: Event) -> None:
     connection.execute(insert(_table()).values(**said, **unclaimed, at=time.time()))
 
 
-def _claim(connection: Connection, ids: list[str], by: str) -> bool:
+def _claim(connection: Connection, ids: list[str], by: str) -> None:
     _set(connection, ids, claimed_by=by, claimed_at=time.time())
-    return True
 
 
 def _set(connection: Connection, ids: list[str], **values: Any) -> None:
