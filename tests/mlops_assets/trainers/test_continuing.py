@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import resource
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -158,6 +160,23 @@ def test_a_checkpoint_of_something_else_is_ignored(tmp_path: Path, caplog: pytes
         fit(trainer, progress_in(tmp_path, Breaking))
     assert progress_in(tmp_path, made_from="other rows").kept() is None
     assert "made from other rows, parameters, code or libraries" in caplog.text
+
+
+def test_a_full_disk_ends_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A checkpoint that cannot be written is told and left out, and nothing of it stays; the model is the same."""
+    trainer = trainer_named("XGBoostClassifier", **BOOSTED)
+    whole = written(trainer, fit(trainer), tmp_path / "whole")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        model = fit(trainer, progress_in(tmp_path / "full", every=10))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+    assert sum("could not be written" in line for line in caplog.messages) == 4
+    assert not list((tmp_path / "full").iterdir())
+    assert written(trainer, model, tmp_path / "model") == whole
 
 
 def test_a_checkpoint_is_due_by_rounds_or_by_time(tmp_path: Path) -> None:
