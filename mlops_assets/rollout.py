@@ -84,18 +84,24 @@ def compared(model: ModelPipeline, record: ReleaseRecord) -> Compared:
     from mlops_assets import comparison
     from mlops_assets.serving.prediction_log import PredictionLog
     from mlops_assets.trainers import UnsafeModelFileError
+    from resources.artifacts.manifest import DamagedArtifactError, UnreadableManifestError, verified
     from resources.bentos import BentoStore, UnknownBentoError
     from resources.environment import resources_for
+    from resources.lake import SchemaDriftError, UnreadableFileError
 
+    unread = (DamagedArtifactError, UnreadableManifestError, UnknownBentoError, UnsafeModelFileError, OSError)
+    unknown = (SchemaDriftError, UnreadableFileError)
     pair = record.champion, record.challenger or record.champion
     try:
-        both = [comparison.Bundle.at(one.release, BentoStore().path(one.release)) for one in pair]
+        both = [comparison.Bundle.at(one.release, verified(BentoStore().path(one.release))) for one in pair]
         types = comparison.input_types(both)
         answers = PredictionLog().since(model.id, datetime.fromisoformat(record.began), types)
         rows = comparison.same_rows(answers, *both)
         rows = comparison.with_truth(rows, model, resources_for()["lake"])
-    except (comparison.IncomparableError, UnknownBentoError, UnsafeModelFileError, OSError) as problem:
+    except comparison.IncomparableError as problem:
         return Compared(problem=str(problem))
+    except (*unread, *unknown) as problem:
+        return Compared(problem=str(problem), broken=True)
     least = (record.limits or Limits()).min_requests
     return comparison.compare(rows, METRICS[model.gate.metric], least)
 

@@ -9,7 +9,8 @@ requests (`Compared`):
   the allowed drop; on where a greater drop can be ruled out; else undecided, as without labels;
 - undecided or without labels: waits for labels as long as `Terms.patience` says, by what was asked about. When that is
   over it goes back if labels are missing and it decides too many requests otherwise than the champion; else it goes on,
-  and says what was not shown. Two that cannot be asked alike are judged by errors and latency, which is said too.
+  and says what was not shown. Two that cannot be asked alike are judged by errors and latency, which is said too;
+  where a bundle or the labels are damaged nothing moves until they are mended.
 
 The limits are those that the release record carries, to which the serving process holds the canary too; the terms of
 the comparison only the sensor knows. An A/B split is nobody's but a person's to change.
@@ -53,7 +54,7 @@ class Compared:
 
     `changed` is the share that they decide otherwise, `psi` how unlike their predictions are. With enough `labels`,
     each one's metric, the challenger's `gain` over the champion (negative when worse) and the interval it is surely in.
-    `problem` says why they could not be compared.
+    `problem` says why they could not be compared: they are too different or, if `broken`, something is damaged.
     """
 
     rows: int = 0
@@ -67,6 +68,7 @@ class Compared:
     psi: float | None = None
     seconds: float = 0.0
     problem: str = ""
+    broken: bool = False
 
     def __str__(self) -> str:
         if self.gain is None or self.interval is None:
@@ -138,6 +140,8 @@ def rollout_decision(champion: VariantEvidence, challenger: VariantEvidence, lim
 
 def comparison_decision(compared: Compared, terms: Terms) -> RolloutDecision:
     """Judge a step that is sound by what both variants predict of the same requests."""
+    if compared.broken:
+        return RolloutDecision("hold", (f"not compared: {compared.problem}",), "what is damaged to be mended")
     if compared.problem:
         return _without(compared, terms, f"not compared: {compared.problem}", "advance")
     if compared.gain is None or compared.interval is None:

@@ -237,17 +237,17 @@ def test_models_of_different_things_are_not_compared(change: dict[str, str]) -> 
         same_rows(answers, bundle("a"), bundle("b", **change))
 
 
-def test_a_bundle_that_cannot_be_read_holds_nothing_up(canary: Platform) -> None:
-    """Errors and latency alone judge the step then, and the reason says why."""
+def test_a_bundle_that_cannot_be_read_holds_the_canary(canary: Platform) -> None:
+    """Gone, or not what was saved: it is named, and not taken for two that are too different."""
     record = canary.published["release"]
     gone = replace(record.champion, release=f"{record.champion.release}gone")
     told = compared(canary.model, replace(record, variants=(gone, record.challenger)))
-    assert "gone" in told.problem and told.gain is None
+    assert "gone" in told.problem and told.broken and told.gain is None
     schema = canary.promotion.bentos.path(record.champion.release) / "schema.json"
-    aside = schema.rename(schema.with_suffix(".aside"))
+    aside = schema.rename(schema.parents[1] / "aside")
     told = compared(canary.model, record)
     aside.rename(schema)
-    assert "schema.json" in told.problem and told.gain is None
+    assert "schema.json" in told.problem and told.broken and told.gain is None
 
 
 def test_without_a_table_of_labels_nothing_is_known(canary: Platform) -> None:

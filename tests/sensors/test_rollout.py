@@ -98,6 +98,12 @@ def test_what_cannot_be_compared_is_judged_by_errors_and_latency_and_said() -> N
     assert (decision.action, decision.reasons) == ("advance", ("not compared: they read other features",))
 
 
+def test_what_is_damaged_holds_a_canary() -> None:
+    """Nobody is given more traffic unseen because a file cannot be read."""
+    decision = comparison_decision(Compared(problem="model.ubj was changed", broken=True), Terms())
+    assert decision.action == "hold" and "model.ubj was changed" in decision.reasons[0] and decision.waits_for
+
+
 compared = st.builds(
     Compared,
     champion=st.just(0.7),
