@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
@@ -41,6 +41,7 @@ class Callers:
     model: ModelPipeline
     views: Sequence[FeatureView]
     address: HTTPConnection
+    stores: Mapping[str, Any]
 
     def ask_day(self, day: date, *, streaming: bool) -> int:
         """Ask about the flights of a day that the log does not have yet; how many were asked about."""
@@ -79,12 +80,10 @@ class Callers:
 
     def _stream(self, now: datetime, *, everything: bool) -> None:
         from mlops_assets.links.online import publish_online
-        from resources.environment import resources_for
 
-        stores = resources_for()
         for view in self.views:
             if everything or (view.ttl is not None and view.ttl < DAY):
-                publish_online(stores["feast"], stores["lake"], view, now)
+                publish_online(self.stores["feast"], self.stores["lake"], view, now)
 
     def _ask(self, rows: list[dict[str, Any]], at: Any) -> None:
         status, body = self._exchange("POST", "predict", json.dumps({"rows": rows, "at": at.isoformat()}))
@@ -116,6 +115,7 @@ class Callers:
 def callers(model: ModelPipeline, views: Sequence[FeatureView]) -> Iterator[Callers]:
     """A real endpoint process of the model, as `mlops up` runs it, and those who will ask it."""
     from mlops_assets.processes import LOOPBACK, await_ready, endpoint_service, running
+    from resources.environment import resources_for
 
     def quiet(_line: str) -> None:
         """The year has its own lines."""
@@ -123,7 +123,7 @@ def callers(model: ModelPipeline, views: Sequence[FeatureView]) -> Iterator[Call
     port = _own_port()
     with running([endpoint_service(port, [model.id])], home() / "logs", say=quiet) as started:
         await_ready(started, say=quiet)
-        yield Callers(model, views, HTTPConnection(LOOPBACK, port, timeout=60))
+        yield Callers(model, views, HTTPConnection(LOOPBACK, port, timeout=60), resources_for())
 
 
 def _own_port() -> int:

@@ -19,6 +19,7 @@ from mlops_assets.declarations import ModelPipeline
 from mlops_assets.year.callers import Callers, midnight
 from mlops_assets.year.incidents import Incidents, release_badly
 from mlops_assets.year.journal import Day, Journal
+from mlops_assets.year.launcher import cpu_seconds
 from mlops_assets.year.upstream import TEAM, Upstream
 from resources.events import Event, Inbox
 
@@ -84,7 +85,7 @@ class Replay:
         self.daemon.settle()
 
     def _live(self, day: date) -> Day:
-        began, over, notes = time.monotonic(), midnight(day) + DAY, list[str]()
+        began, used, over, notes = time.monotonic(), cpu_seconds(), midnight(day) + DAY, list[str]()
         self.daemon.clock.now = over
         notes += self._deliveries(day)
         self.daemon.tick()
@@ -96,9 +97,8 @@ class Replay:
         self.daemon.settle(sensors=False)
         record = _record(self.model)
         traffic = ", ".join(f"v{one.version} {one.weight} %" for one in record.variants) if record else "none"
-        return Day(
-            str(day), asked, _champion(self.model), traffic, self._reports(day), tuple(notes), time.monotonic() - began
-        )
+        spent = time.monotonic() - began, cpu_seconds() - used
+        return Day(str(day), asked, _champion(self.model), traffic, self._reports(day), tuple(notes), *spent)
 
     def _await_tables(self, day: date) -> None:
         """What was late is computed by a backfill, which takes a tick or two more; the stream reads the tables."""
