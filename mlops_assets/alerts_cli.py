@@ -12,7 +12,9 @@ import typer
 from mlops_assets.terminal import print_table
 
 if TYPE_CHECKING:
-    from resources.alerts.outbox import Delivery, Sent
+    from collections.abc import Sequence
+
+    from resources.alerts.outbox import Delivery, Lasting, Sent
 
 
 def alerts(
@@ -21,8 +23,9 @@ def alerts(
     test: Annotated[bool, typer.Option("--test", help="Send an alert to every channel and see what each says")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For a program")] = False,
 ) -> None:
-    """What was told to people, how its deliveries stand, and what lasts."""
+    """What was told to people, how its deliveries stand, and what lasts. A test that did not arrive exits with 1."""
     from resources.alerts import outbox
+    from resources.alerts.outbox import DELIVERED
 
     if resolve is not None:
         _resolve(resolve)
@@ -32,7 +35,13 @@ def alerts(
     if as_json:
         document = {"messages": [asdict(one) for one in sent], "lasting": [asdict(one) for one in lasting]}
         typer.echo(json.dumps(document, indent=2))
-        return
+    else:
+        _show(sent, lasting)
+    if test and any(one.state != DELIVERED for one in sent[0].deliveries):
+        raise typer.Exit(1)
+
+
+def _show(sent: Sequence[Sent], lasting: Sequence[Lasting]) -> None:
     print_table(
         "Alerts",
         ["at (UTC)", "severity", "alert", "text", "deliveries"],

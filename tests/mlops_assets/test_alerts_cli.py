@@ -41,6 +41,8 @@ def test_a_test_says_what_each_channel_says(home: Path, monkeypatch: pytest.Monk
     """The secret in the address is not shown; without a channel the variables are named."""
     assert "MLOPS_ALERT_SLACK" in CliRunner().invoke(app, ["alerts", "--test"]).output
     monkeypatch.setenv("MLOPS_ALERT_WEBHOOK", "file:///hunter2")
-    shown = said("--test", "--json")
+    ran = CliRunner().invoke(app, ["alerts", "--test", "--json"])
+    assert ran.exit_code == 1
+    shown = ran.stdout
     (message,) = json.loads(shown)["messages"]
     assert message["deliveries"][0]["state"] == "given up" and "hunter2" not in shown
