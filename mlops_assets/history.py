@@ -113,12 +113,14 @@ def _decision(decided: Decided) -> Event:
 
 def _as_one(some: Sequence[Event]) -> Event:
     first, last = some[0], some[-1]
+    days = {_about(event) for event in some}
+    spread = len(days) > 1
     return replace(
         last,
         at=first.at,
-        what=f"{last.what}, {_about(first)} to {_about(last)}",
+        what=f"{last.what}, {min(days)} to {max(days)}" if spread else last.what,
         why=f"{len(some)} answers; the last: {last.why}",
-        day=None,
+        day=None if spread else last.day,
         times=sum(event.times for event in some),
     )
 

@@ -115,3 +115,11 @@ def test_a_month_can_be_asked_about(stores, home):
     told = events(MODEL, *stores, DecisionStore().history(MODEL.id))
     august = between(told, date(2013, 8, 1), date(2013, 8, 31))
     assert [event.day for event in august] == [date(2013, 8, 1), date(2013, 8, 2)]
+
+
+def test_answers_about_one_day_are_told_of_that_day(stores, home):
+    """A report that waited for another one, and then for nothing: not "from that day to that day"."""
+    for reason in ("waits for the quality report", "answered"):
+        DecisionStore().record(MODEL.id, "retrain", "no", [reason], day=date(2013, 8, 1), **NOTHING)
+    (line,) = brief(events(MODEL, *stores, DecisionStore().history(MODEL.id)))
+    assert (line.what, line.day, line.times) == ("retrain", date(2013, 8, 1), 2)
