@@ -79,6 +79,7 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         from mlops_assets.training import training_arguments
 
         cutoff = context.partition_time_window.start
+        lake.scan(training_set, [context.partition_key])  # one that is damaged is named here, before work begins
         path: Any = lake.path(training_set, context.partition_key)
         arguments = training_arguments(model, cutoff, path, Path())
         made, origin = made_from(arguments), _origin(model, context)
