@@ -14,10 +14,10 @@ if str(TESTS) not in sys.path:
     sys.path.insert(0, str(TESTS))  # `faults.dying` and the fixtures, here and in the processes
 
 from conftest import FIRST_CUTOFF, _copied, _opened  # noqa: E402
-from faults.day import DAY, NEXT_DAY, ask, midnight  # noqa: E402
+from faults.day import DAY, NEXT_DAY, ask, filled  # noqa: E402
 
 if TYPE_CHECKING:
-    from conftest import Platform, Ran
+    from conftest import Platform
 
 
 @pytest.fixture(scope="session")
@@ -30,7 +30,6 @@ def open_day(first_champion: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     with _opened(root) as platform:
         filled(platform.fill(DAY, DAY))
         filled(platform.run("raw_flights", "raw_weather", partition=NEXT_DAY, model=False))
-        filled(platform.publish_online(midnight(DAY)))
         ask(platform, DAY)
         filled(platform.run("predictions", partition=DAY))
         filled(platform.run("training_set", "candidate", partition=FIRST_CUTOFF))
@@ -42,7 +41,3 @@ def shop(open_day: Path, tmp_path: Path) -> Iterator[Platform]:
     """The platform of `open_day`, in a home of the test's own."""
     with _opened(_copied(open_day, tmp_path / "home")) as platform:
         yield platform
-
-
-def filled(ran: Ran) -> None:
-    assert ran.ok, ran.trouble

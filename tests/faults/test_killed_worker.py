@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from conftest import Platform
 
 DAY, NEXT_DAY, THIRD_DAY = "2013-07-01", "2013-07-02", "2013-07-03"
-NOON = datetime(2013, 7, 1, 12, tzinfo=UTC)
+EVENING = datetime(2013, 7, 1, 22, tzinfo=UTC)
 
 
 def table(name: str, day: str) -> Do:
@@ -40,7 +40,7 @@ CANDIDATE, CHAMPION, BENTO, ENDPOINT = (
     of_model("bento"),
     of_model("endpoint"),
 )
-ONLINE = Do("publish_online", NOON, "weather_hourly")
+ONLINE = Do("publish_online", EVENING, "weather_hourly")
 # By link: what was done before, what is killed, and where.
 UNSEEN: dict[str, tuple[list[Do], Do, Kill]] = {
     "raw source": ([], table("raw_flights", THIRD_DAY), Kill("os:replace", "raw_flights")),
