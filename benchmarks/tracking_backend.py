@@ -212,11 +212,14 @@ def postgres_server() -> Iterator[str | None]:
             server.wait(60)
 
 
-def new_database(server: str, name: str) -> str:
-    """The URL of an empty database of that server."""
+def new_database(server: str, name: str, template: str = "template1") -> str:
+    """The URL of a new database of that server: empty, or a copy of another, whose connections are ended."""
     engine = create_engine(server, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+        connection.execute(
+            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"), {"name": template}
+        )
+        connection.execute(text(f"CREATE DATABASE {name} TEMPLATE {template}"))
     engine.dispose()
     return make_url(server).set(database=name).render_as_string(hide_password=False)
 

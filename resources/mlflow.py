@@ -160,7 +160,7 @@ class MlflowResource(dg.ConfigurableResource[Any]):
         if self.uri.startswith("sqlite"):
             try:
                 migrate(self.uri)
-            except (ForeignSchemaError, SQLAlchemyError) as problem:  # searches are slow without, and nothing else is
+            except (ForeignSchemaError, SQLAlchemyError, OSError) as problem:  # searches alone are slower without
                 logger.warning("MLflow's database %s keeps its own indices: %s", self.uri, problem)
 
     def experiment(self, name: str) -> str:

@@ -61,14 +61,13 @@ def found(
 
 def _by_sql(database: str, experiments: Sequence[str] | None, query: Any) -> list[Run]:
     from resources.tracking import search
-    from resources.tracking.tables import engine
+    from resources.tracking.tables import reading
 
-    with engine(database).connect() as connection:
+    with reading(database).connect() as connection:
         names = search.experiment_ids(connection, experiments)
         _refuse_unknown(experiments, names.values(), lambda: search.experiment_ids(connection).values())
         rows = search.run_rows(connection, search.run_ids(connection, list(names), query))
-        versions = search.versions_of_runs(connection, [row["run_uuid"] for row in rows])
-        return [_of_row(row, names[row["experiment_id"]], versions) for row in rows]
+        return [_of_row(row, names[row["experiment_id"]]) for row in rows]
 
 
 def _by_api(
@@ -92,8 +91,7 @@ def _refuse_unknown(asked: Sequence[str] | None, there: Any, known: Any) -> None
             raise UnknownExperimentError.of(name, list(known()))
 
 
-def _of_row(row: Mapping[str, Any], experiment: str, versions: Mapping[str, tuple[str, str]]) -> Run:
-    _, version = versions.get(row["run_uuid"], ("", None))
+def _of_row(row: Mapping[str, Any], experiment: str) -> Run:
     return Run(
         row["run_uuid"],
         experiment,
@@ -104,7 +102,7 @@ def _of_row(row: Mapping[str, Any], experiment: str, versions: Mapping[str, tupl
         row["metrics"],
         row["params"],
         row["tags"],
-        version,
+        row["version"],
     )
 
 

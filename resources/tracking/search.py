@@ -220,16 +220,38 @@ def experiment_ids(connection: Connection, names: Sequence[str] | None = None) -
 
 
 def run_rows(connection: Connection, ids: Sequence[str]) -> list[dict[str, Any]]:
-    """Each run with its metrics, params and tags, in the order of `ids`."""
-    from sqlalchemy import select
+    """Each run with its metrics, params and tags and the version it became, in the order of `ids`; two questions."""
+    from sqlalchemy import Float, String, false, literal, null, select, union_all
+    from sqlalchemy import cast as as_type
 
     told: dict[str, dict[str, Any]] = {
-        row.run_uuid: {**row._mapping, "metrics": {}, "params": {}, "tags": {}}  # noqa: SLF001  its public name
+        row.run_uuid: {**row._mapping, "metrics": {}, "params": {}, "tags": {}, "version": None}  # noqa: SLF001
         for row in connection.execute(select(runs).where(runs.c.run_uuid.in_(ids)))
     }
-    for kind, values in (("metrics", latest_metrics), ("params", params), ("tags", tags)):
-        for row in connection.execute(select(values).where(values.c.run_uuid.in_(ids))):
-            told[row.run_uuid][kind][row.key] = float("nan") if kind == "metrics" and row.is_nan else row.value
+    number, text, no = as_type(null(), Float), as_type(null(), String), false()
+    columns = ("run", "kind", "key", "text", "number", "nan")
+
+    def part(values: Any, run: Any, kind: str, *rest: Any) -> Any:
+        cells = zip(columns, (run, literal(kind), *rest), strict=True)
+        return select(*(cell.label(name) for name, cell in cells)).select_from(values).where(run.in_(ids))
+
+    latest, versions = latest_metrics.c, model_versions.c
+    asked = union_all(
+        part(latest_metrics, latest.run_uuid, "metrics", latest.key, text, latest.value, latest.is_nan),
+        part(params, params.c.run_uuid, "params", params.c.key, params.c.value, number, no),
+        part(tags, tags.c.run_uuid, "tags", tags.c.key, tags.c.value, number, no),
+        part(model_versions, versions.run_id, "version", text, as_type(versions.version, String), number, no).where(
+            versions.workspace == WORKSPACE, versions.current_stage != DELETED
+        ),
+    )
+    for row in connection.execute(asked):
+        if row.run not in told:
+            continue
+        if row.kind == "version":
+            told[row.run]["version"] = row.text
+        else:
+            value = (float("nan") if row.nan else row.number) if row.kind == "metrics" else row.text
+            told[row.run][row.kind][row.key] = value
     return [told[one] for one in ids if one in told]
 
 
@@ -237,11 +259,11 @@ def version_rows(
     database: str, name: str, having: Mapping[str, str], lacking: Mapping[str, str]
 ) -> Iterator[dict[str, Any]]:
     """The versions of a model with all of the tags `having` and none of `lacking`, from the newest, with their tags."""
-    from resources.tracking.tables import engine
+    from resources.tracking.tables import reading
 
     before, size = None, FIRST_PAGE
     while True:
-        with engine(database).connect() as connection:
+        with reading(database).connect() as connection:
             page = _version_page(connection, name, having, lacking, before, size)
         yield from page
         if len(page) < size:
@@ -280,14 +302,3 @@ def _version_page(
     for row in connection.execute(select(version_tags).where(*mine)):
         told[row.version]["tags"][row.key] = row.value
     return list(told.values())
-
-
-def versions_of_runs(connection: Connection, ids: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """The model and version that each run became, where it became one."""
-    from sqlalchemy import select
-
-    versions = model_versions
-    asked = select(versions.c.run_id, versions.c.name, versions.c.version).where(
-        versions.c.workspace == WORKSPACE, versions.c.run_id.in_(ids), versions.c.current_stage != DELETED
-    )
-    return {run: (str(name), str(version)) for run, name, version in connection.execute(asked)}

@@ -95,15 +95,44 @@ class ForeignSchemaError(RuntimeError):
         )
 
 
+class UnreachableDatabaseError(ConnectionError):
+    """MLflow's database was asked for and does not answer, or its URL is none."""
+
+    @classmethod
+    def of(cls, where: str, problem: Exception) -> Self:
+        first = str(problem).strip().partition("\n")[0]
+        return cls(
+            f"MLflow's database {where} cannot be used: {first}. Look at MLOPS_MLFLOW_DATABASE or --database: a URL as "
+            "postgresql+psycopg2://user:password@db:5432/mlflow or sqlite:////path/mlflow.db."
+        )
+
+
 @cache
 def engine(url: str) -> Engine:
-    """The engine of a process for an MLflow database whose schema was looked at. Raises ForeignSchemaError."""
+    """The engine of a process for an MLflow database whose schema was looked at.
+
+    Raises ForeignSchemaError, UnreachableDatabaseError.
+    """
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+    try:
+        where = make_url(url).render_as_string(hide_password=True)
+    except ArgumentError as problem:
+        raise UnreachableDatabaseError.of("(as it is named)", problem) from None
+    try:
+        made = _made(url)
+        _refuse_foreign(made)
+    except (SQLAlchemyError, ModuleNotFoundError) as problem:
+        raise UnreachableDatabaseError.of(where, problem) from problem
+    return made
+
+
+def _made(url: str) -> Engine:
     from sqlalchemy import create_engine, event
 
     if not url.startswith("sqlite"):
-        made = create_engine(url, pool_pre_ping=True)
-        _refuse_foreign(made)
-        return made
+        return create_engine(url, pool_pre_ping=True)
     made = create_engine(url, connect_args={"timeout": LOCK_SECONDS})
 
     @event.listens_for(made, "connect")
@@ -117,8 +146,13 @@ def engine(url: str) -> Engine:
         writes = connection.get_execution_options().get("writes")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
-    _refuse_foreign(made)
     return made
+
+
+def reading(url: str) -> Engine:
+    """The same, for reading: on PostgreSQL without a transaction, whose beginning and end cost a round trip."""
+    made = engine(url)
+    return made.execution_options(isolation_level="AUTOCOMMIT") if made.dialect.name == "postgresql" else made
 
 
 def writing(url: str) -> Engine:

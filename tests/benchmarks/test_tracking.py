@@ -25,5 +25,5 @@ def test_every_loop_logs_all_of_its_rounds(home: Path, monkeypatch: pytest.Monke
         monkeypatch.setattr(tracking, name, value)
     figures, _ = tracking.loop_figures()
     assert [figure.name.rpartition(".")[2] for figure in figures] == [
-        *("accounted", "wall", "against_synchronous", "against_asynchronous")
+        *("cpu", "wall", "against_synchronous", "against_asynchronous")
     ]

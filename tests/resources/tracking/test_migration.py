@@ -13,7 +13,7 @@ from sqlalchemy import create_engine, inspect, text
 
 from resources.mlflow import MlflowResource
 from resources.tracking.migration import INDICES, VERSION_TABLE, applied, migrate
-from resources.tracking.tables import ForeignSchemaError, engine, writing
+from resources.tracking.tables import ForeignSchemaError, UnreachableDatabaseError, engine, writing
 
 OURS = {index.name for index in INDICES}
 
@@ -75,6 +75,21 @@ def test_a_database_that_is_not_mlflows_is_refused_by_name(tmp_path: Path) -> No
         other.execute("CREATE TABLE runs (run_uuid TEXT)")
     with pytest.raises(ForeignSchemaError, match=r"other\.db.*latest_metrics.*runs\.start_time.*MLOPS_MLFLOW_DATABASE"):
         migrate(f"sqlite:///{tmp_path / 'other.db'}")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("nonsense", "as it is named"),
+        ("sqlite:////nowhere/at/all.db", "unable to open"),
+        ("postgresql+psycopg2://me:hunter2@127.0.0.1:9/mlflow", "refused"),
+        ("nosuch://me:hunter2@db/mlflow", "nosuch"),
+    ],
+)
+def test_a_database_that_does_not_answer_is_told_without_its_password(url: str, words: str) -> None:
+    with pytest.raises(UnreachableDatabaseError, match=f"{words}.*MLOPS_MLFLOW_DATABASE") as told:
+        migrate(url)
+    assert "hunter2" not in str(told.value)
 
 
 def test_searches_walk_along_them(store: MlflowResource) -> None:
