@@ -74,6 +74,7 @@ def _drift(axes: Any, year: Year) -> None:
         )
     axes.axhline(year.model.monitor.drifted_share, color="#888888", linewidth=0.8, linestyle="--")
     axes.set_ylim(0, 1.5)  # the legend has a row of its own
+    axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.set_ylabel("share of inputs")
 
 
