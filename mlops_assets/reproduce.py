@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 Document = dict[str, Any]
 FEW = 5
 MACHINE = ("python", "platform", "cpu_count", "memory_gb", "gpu")
-# Formats that hold more than the model, such as the time of writing: two files of one model differ.
-UNSTABLE = ("model.skops",)
 
 
 @dataclass(frozen=True)
@@ -255,10 +253,7 @@ def model_items(trained: Document, out: Path, recorded: Recorded) -> Iterator[It
         )
     before, again = file_hashes(recorded.bundle / "model"), file_hashes(bundle / "model")
     for name in sorted({*before, *again}):
-        equal, why = before.get(name) == again.get(name), ""
-        if not equal and name in UNSTABLE:
-            equal, why = apart == 0, "its format holds more than the model; it is judged by the golden predictions"
-        yield Item(f"model file {name}", equal, before.get(name), again.get(name), why)
+        yield Item(f"model file {name}", before.get(name) == again.get(name), before.get(name), again.get(name))
 
 
 def _trials(then: list[Document] | None, now: list[Document]) -> Item:

@@ -5,6 +5,7 @@ Read from Dagster's events, in a query a table. It is what a reproduction explai
 
 from __future__ import annotations
 
+import warnings
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from mlops_assets.links.training_set import inputs_of, stored_views
 if TYPE_CHECKING:
     from mlops_assets.declarations import FeatureView, Labels, ModelPipeline
 
+# Commands read the mappings without loading the definitions, which say the same.
+warnings.filterwarnings("ignore", category=dg.BetaWarning)
 DATA_VERSION = "dagster/data_version"
 WHOLE = "all"
 Versions = dict[str, dict[str, str]]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mlops_assets.trainers.graphs.graph import Graph
     from mlops_assets.trainers.graphs.trees import Link, Tree
 
-FILE = "model.skops"
+FILE, SCHEMA = "model.skops", "schema.json"
 LINKS: Mapping[str, Link] = {  # from the sum of the leaves to the answer, by loss
     "HalfBinomialLoss": "Sigmoid",
     "HalfSquaredError": "Identity",
@@ -109,6 +109,7 @@ class _Sklearn(Trainer):
         import skops.io
 
         skops.io.dump(model, directory / FILE)
+        _settle(directory / FILE)
 
     def graph(self, model: Any) -> Graph:
         """Boosting as one operator of trees, the linear pipeline as a product."""
@@ -154,6 +155,32 @@ class SklearnRegressor(_Sklearn):
 
     task = "regression"
     estimators: ClassVar = {"boosting": "HistGradientBoostingRegressor", "linear": "Ridge"}
+
+
+def _settle(path: Path) -> None:
+    """The same bytes for the same model: skops writes down the time, and where in memory each part lay."""
+    from zipfile import ZipFile, ZipInfo
+
+    ids: dict[int, int] = {}
+    names: dict[str, str] = {}
+
+    def renumber(node: Any) -> None:
+        if isinstance(node, dict):
+            if "__id__" in node:
+                node["__id__"] = ids.setdefault(node["__id__"], len(ids))
+            if isinstance(node.get("file"), str):
+                node["file"] = names.setdefault(node["file"], f"{len(names)}{Path(node['file']).suffix}")
+            node = list(node.values())
+        for item in node if isinstance(node, list) else ():
+            renumber(item)
+
+    with ZipFile(path) as archive:
+        schema = json.loads(archive.read(SCHEMA))
+        renumber(schema)
+        parts = {new: archive.read(old) for old, new in names.items()}
+    with ZipFile(path, "w") as archive:
+        for name, content in {**parts, SCHEMA: json.dumps(schema).encode()}.items():
+            archive.writestr(ZipInfo(name), content)  # of 1980, as every ZipInfo that is told no time
 
 
 def _without_empty_columns(x: np.ndarray) -> np.ndarray:
@@ -240,7 +267,7 @@ def _types(path: Path) -> set[str]:
 
     try:
         with ZipFile(path) as archive:
-            return set(_named_types(json.loads(archive.read("schema.json"))))
+            return set(_named_types(json.loads(archive.read(SCHEMA))))
     except (BadZipFile, KeyError, json.JSONDecodeError, UnicodeDecodeError) as problem:
         raise UnsafeModelFileError.of(path, "a skops archive", "something it cannot read") from problem
 

@@ -33,6 +33,7 @@ from mlops_assets.component import (
 )
 from mlops_assets.declarations import (
     Approval,
+    Checkpoint,
     DeclarationError,
     FloatRange,
     Gate,
@@ -130,6 +131,14 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Model
 
 def specs_of(defs: dg.Definitions) -> dict[dg.AssetKey, dg.AssetSpec]:
     return {spec.key: spec for asset in defs.assets or () for spec in asset.specs}
+
+
+def test_checkpoints_are_declared_in_yaml_too(load):
+    """Left out as Python's default; null keeps none; by rounds, or by a time of one's own."""
+    assert load().checkpoint == Checkpoint() and load(checkpoint=None).checkpoint is None
+    assert load(checkpoint={"minutes": 2, "rounds": 50}).checkpoint == Checkpoint(timedelta(minutes=2), 50)
+    with pytest.raises(DeclarationError, match=r"rounds is 0 \(allowed: 1 or more"):
+        load(checkpoint={"rounds": 0})
 
 
 def test_approval_is_asked_for_in_yaml_too(load):

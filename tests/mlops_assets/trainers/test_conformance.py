@@ -137,6 +137,15 @@ def test_the_same_seed_gives_the_same_model(trainer: Trainer, tmp_path: Path) ->
 
 
 @every_trainer
+def test_the_same_seed_gives_the_same_files(trainer: Trainer, tmp_path: Path) -> None:
+    """To the byte: a model made again is known by its hash, and one saved twice is stored once."""
+    for place in ("one", "other"):
+        trainer.save(fitted(trainer), tmp_path / place)
+    files = [{path.name: path.read_bytes() for path in (tmp_path / place).iterdir()} for place in ("one", "other")]
+    assert files[0] == files[1]
+
+
+@every_trainer
 def test_what_early_stopping_learned_can_be_fixed(trainer: Trainer) -> None:
     """The learned parameters are accepted by a fit without validation rows, and hold there."""
     learned = trainer.learned(fitted(trainer))
