@@ -58,7 +58,8 @@ def measure(rows: int = ROWS) -> Measurement:
         )
         figures.append(Figure(name, ours.clock, peer.clock, PEER, "s", TARGET))
         figures.append(Figure(f"{name}.cpu", ours.cpu, peer.cpu, PEER, "CPU s"))
-    return Measurement(figures, [_by_column(reference, current)])
+    times = [f"{figure.name}: {1 / figure.ratio:.0f} times as fast by {figure.unit}" for figure in figures]
+    return Measurement(figures, [*times, _by_column(reference, current)])
 
 
 def answers(rows: int, moved: float) -> pl.DataFrame:
