@@ -176,7 +176,7 @@ class ParitySpec(dg.Model):
 
 
 class CheckpointSpec(dg.Model):
-    """`Checkpoint`, in minutes."""
+    """`Checkpoint`, in minutes; 0 of them is never."""
 
     minutes: float | None = 10
     rounds: int | None = None

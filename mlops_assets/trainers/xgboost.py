@@ -34,6 +34,7 @@ LINKS: Mapping[str, Link] = {  # from the sum of the leaves to the answer, by ob
     "reg:gamma": "Exp",
     "reg:tweedie": "Exp",
 }
+TOGETHER = 10  # rounds that draw from one state, which a checkpoint may not cut; anew in each took a tenth more time
 SAMPLED = ("subsample", "colsample_bytree", "colsample_bylevel", "colsample_bynode")
 DEFAULTS = {"n_estimators": 300, "learning_rate": 0.1, "max_depth": 6, "early_stopping_rounds": 30}
 
@@ -114,7 +115,7 @@ def _boosted(
     done, scores = (kept.rounds, list(kept.notes["scores"])) if kept else (0, [])
     draws, higher = any(settings.get(name, 1) != 1 for name in SAMPLED), False
     for at in range(done, rounds):
-        if draws:
+        if draws and at % TOGETHER == 0:
             _draw_anew(booster, settings["tree_method"])
         booster.update(train, at)
         if valid is not None:
@@ -123,7 +124,8 @@ def _boosted(
             progress.scored(at, score)
             if stalled(scores, patience, higher):
                 break
-        progress.reached(at + 1, lambda: bytes(booster.save_raw("ubj")), scores=scores)
+        if not draws or (at + 1) % TOGETHER == 0:
+            progress.reached(at + 1, lambda: bytes(booster.save_raw("ubj")), scores=scores)
     booster.reset()
     # a booster predicts with every tree it has, also those grown after its best round
     return booster[: best_round(scores, higher) + 1] if scores else booster

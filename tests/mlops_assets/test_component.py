@@ -134,8 +134,8 @@ def specs_of(defs: dg.Definitions) -> dict[dg.AssetKey, dg.AssetSpec]:
 
 
 def test_checkpoints_are_declared_in_yaml_too(load):
-    """Left out as Python's default; null keeps none; by rounds, or by a time of one's own."""
-    assert load().checkpoint == Checkpoint() and load(checkpoint=None).checkpoint is None
+    """Left out as Python's default; no minutes keep none; by rounds, or by a time of one's own."""
+    assert load().checkpoint == Checkpoint() and load(checkpoint={"minutes": 0}).checkpoint == Checkpoint(None)
     assert load(checkpoint={"minutes": 2, "rounds": 50}).checkpoint == Checkpoint(timedelta(minutes=2), 50)
     with pytest.raises(DeclarationError, match=r"rounds is 0 \(allowed: 1 or more"):
         load(checkpoint={"rounds": 0})

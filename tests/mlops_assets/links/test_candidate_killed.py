@@ -36,11 +36,11 @@ DECLARED = {
 MOMENTS = {
     "in the second trial": """
 from mlops_assets.checkpoints import Progress
-Progress.reached = after(60, Progress.reached)
+Progress.reached = after(6, Progress.reached)
 """,
     "in the final fit": """
 from mlops_assets.checkpoints import Progress
-Progress.reached = after(140, Progress.reached)
+Progress.reached = after(14, Progress.reached)
 """,
     "before the bundle is logged": """
 from resources.mlflow import MlflowResource
