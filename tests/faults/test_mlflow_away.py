@@ -79,11 +79,12 @@ def free_port() -> int:
 def door(shop: Platform, tmp_path: Path) -> Iterator[Door]:
     """The way to a server over the home's own store, open."""
     port = free_port()
+    door = Door(port)
     database = f"sqlite:///{shop.home / 'mlflow' / 'mlflow.db'}"
     argv, variables = server_command(port, tracking_uri=database, artifact_root=default_artifact_root())
+    argv[argv.index("--allowed-hosts") + 1] += f",127.0.0.1:{door.port}"
     with (tmp_path / "server.log").open("w") as log:
         server = subprocess.Popen(argv, env={**os.environ, **variables}, stdout=log, stderr=log)
-    door = Door(port)
     try:
         deadline = time.monotonic() + 90
         while not answers(port):
