@@ -12,7 +12,7 @@ NAMED = set(re.findall(r"(test_\w+\.py)::(test_\w+)", (PROJECT / "docs" / "relia
 OWN = Path(__file__)
 
 
-def tests_of(file: Path) -> set[tuple[str, str]]:
+def written_in(file: Path) -> set[tuple[str, str]]:
     tree = ast.parse(file.read_text())
     return {
         (file.name, node.name)
@@ -23,5 +23,5 @@ def tests_of(file: Path) -> set[tuple[str, str]]:
 
 def test_every_promise_names_a_test_that_exists_and_every_test_is_named() -> None:
     """A test that is renamed or deleted takes its promise with it; one that is added is told of."""
-    written = [tests_of(file) for file in OWN.parent.glob("test_*.py") if file != OWN]
+    written = [written_in(file) for file in OWN.parent.glob("test_*.py") if file != OWN]
     assert NAMED and set().union(*written) == NAMED
