@@ -36,10 +36,11 @@ def run_manifest(project: Path = PROJECT) -> dict[str, Any]:
     """Code, machine and libraries, as JSON scalars and flat dicts.
 
     `git_commit` and `git_dirty` are None where `project` is no git work tree or git is not installed.
-    `memory_gb` is what the machine has. Training runs on CPUs: `gpu` is None.
+    `memory_gb` is what the machine has, `gpu` names its GPUs, None without; trainings run on CPUs.
     """
-    import psutil
+    from resources.hardware import this_machine
 
+    machine = this_machine()
     status = _git(project, "status", "--porcelain")
     return {
         "git_commit": _git(project, "rev-parse", "HEAD"),
@@ -47,8 +48,8 @@ def run_manifest(project: Path = PROJECT) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
-        "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
-        "gpu": None,
+        "memory_gb": machine.memory_gb,
+        "gpu": ", ".join(gpu.name for gpu in machine.nvidia) or None,
         "constraints_sha256": _sha256(project / "constraints.txt"),
         "packages": {name: _version(name) for name in PACKAGES},
     }

@@ -28,6 +28,8 @@ from mlops_assets.upstream import hash_of, tables_read, training_set_event, vers
 from mlops_assets.workplace import clean, workplace
 from resources.champions import ALIAS
 from resources.compute import ComputeResource
+from resources.hardware import this_machine
+from resources.hardware.usage import metered
 from resources.lake import Lake
 from resources.mlflow import MlflowResource
 
@@ -92,7 +94,9 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
                 try:
                     with mlflow.loop(run_id) as log:
                         where = {"out": str(work.path), "points": str(log.path)}
-                        trained = compute.run(ENTRYPOINT, {**arguments, **where})
+                        with metered(this_machine().devices["cpu"]) as usage:
+                            trained = compute.run(ENTRYPOINT, {**arguments, **where}, context)
+                    mlflow.log(run_id, metrics=usage.metrics)
                 finally:  # a search that broke off shows how far it came
                     mlflow.log_trials(run_id, f"validation_{model.gate.metric}", journalled(work.path / TRIALS))
                 verdicts = judged(model, mlflow, work.path, trained)

@@ -13,6 +13,7 @@ import pytest
 from mlops_assets import Gate, ModelPipeline, TimeSplit
 from mlops_assets.links.training_set import cold_start_columns
 from mlops_assets.trainers import XGBoostClassifier
+from resources.compute import ComputeResource
 from resources.mlflow import MlflowResource
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ def test_a_refused_candidate_is_kept_visible_and_not_promoted(check: str, platfo
     assert run.info.run_id == version.run_id, "the training itself went well"
 
 
-
 def test_the_rounds_of_each_trial_are_in_mlflow(platform: Platform) -> None:
     """What each round reached on the validation rows, by its number; nothing waits in the spool."""
     (run,) = platform.mlflow_runs("FINISHED")
@@ -58,6 +58,27 @@ def test_the_rounds_of_each_trial_are_in_mlflow(platform: Platform) -> None:
         assert len(points) > 3 and [point.step for point in points] == list(range(len(points)))
         assert points[-1].value < points[0].value
     assert list((platform.home / "mlflow" / "spool").glob("*")) == []
+
+
+def test_what_a_training_took_of_the_machine_is_in_its_run(platform: Platform) -> None:
+    """Memory and processor of the training itself, whatever compute did it."""
+    mlflow = platform.resources["mlflow"]
+    run_id = mlflow.version(platform.model.registered_name, "1").run_id
+    metrics = mlflow.client().get_run(run_id).data.metrics
+    assert metrics["hardware/peak_memory_gb"] > 0.05
+    assert 0 < metrics["hardware/seconds"] < 600
+    assert metrics["hardware/cpu_percent"] > 0
+
+
+def test_a_training_in_a_process_of_its_own_gives_the_same_model(platform: Platform) -> None:
+    """Byte for byte, and what it logged is in the run: only the place of the work was another."""
+    platform.resources["compute"] = ComputeResource(kind="subprocess")
+    ran = platform.train(CUTOFF)
+    assert ran.ok, ran.trouble
+    mlflow = platform.resources["mlflow"]
+    bundles = [mlflow.download(platform.model.registered_name, version) for version in ("1", "2")]
+    here, elsewhere = ((bundle / "model" / "model.ubj").read_bytes() for bundle in bundles)
+    assert here == elsewhere
 
 
 def test_a_refused_candidate_is_not_promoted_later(platform: Platform) -> None:
