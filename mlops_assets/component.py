@@ -32,6 +32,7 @@ from mlops_assets.declarations import (
     Search,
     Serve,
     TimeSplit,
+    Trained,
     WithoutStore,
 )
 
@@ -204,6 +205,7 @@ class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
     parity: ParitySpec = ParitySpec()
     approval: ApprovalSpec | None = None  # `approval: {}` for what `Approval()` is
     checkpoint: CheckpointSpec | None = CheckpointSpec()
+    trained: Trained = "on cause"
     postprocess: str | None = None  # "module:name" of a function declared with @postprocess
     description: str = ""
     owners: Sequence[str] = ()
@@ -227,6 +229,7 @@ class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
             parity=Parity(**self.parity.model_dump()),
             approval=self.approval.approval() if self.approval else None,
             checkpoint=self.checkpoint.checkpoint() if self.checkpoint else None,
+            trained=self.trained,
             postprocess=_post_processing(self.postprocess) if self.postprocess else None,
             description=self.description,
             owners=tuple(self.owners),

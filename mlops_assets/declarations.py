@@ -36,6 +36,7 @@ ANSWER = (
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Task = Literal["classification", "regression"]
 WithoutStore = Literal["refuse", "fall back"]
+Trained = Literal["on cause", "at each cutoff"]
 
 
 class DeclarationError(ValueError):
@@ -820,7 +821,8 @@ class ModelPipeline:
     """One model's whole life. See the README for an example; `mlops new model` writes one.
 
     `label` is a target of `labels`; `cutoffs` partitions training by the moment the world is known up
-    to; rows of the training set have `event_timestamp < cutoff` and `label_known_at <= cutoff`.
+    to; rows of the training set have `event_timestamp < cutoff` and `label_known_at <= cutoff`. It is `trained` when
+    reports give a cause or somebody asks, or at each cutoff as well, whether there is a cause or not.
     """
 
     name: str
@@ -838,6 +840,7 @@ class ModelPipeline:
     parity: Parity = Parity()
     approval: Approval | None = None
     checkpoint: Checkpoint | None = Checkpoint()
+    trained: Trained = "on cause"
     postprocess: PostProcessing | None = None
     description: str = ""
     owners: tuple[str, ...] = ()
@@ -853,6 +856,10 @@ class ModelPipeline:
                 self.label,
                 f"{', '.join(self.labels.schema)}, the targets of {self.labels.title}",
                 "Choose one of them or add it to the labels.",
+            )
+        if self.trained not in get_args(Trained):
+            raise DeclarationError.of(
+                self.title, "trained", self.trained, " or ".join(get_args(Trained)), "Choose one of them."
             )
         self._validate_metric()
         self._validate_columns()

@@ -36,7 +36,7 @@ PROMISES = {
 
 
 def training_set_asset(model: ModelPipeline) -> dg.AssetsDefinition:
-    key = spec.link_key(model, LINK)
+    key, at_each_cutoff = spec.link_key(model, LINK), model.trained == "at each cutoff"
 
     @dg.asset(
         key=key,
@@ -60,8 +60,8 @@ def training_set_asset(model: ModelPipeline) -> dg.AssetsDefinition:
             "dagster/column_lineage": column_lineage(model),
             "partition_column": None,  # a cutoff is a point of view on all earlier rows, not a slice of time
         },
-        freshness_policy=spec.WEEKLY_FRESHNESS,
-        automation_condition=spec.at_each_cutoff(),
+        freshness_policy=spec.WEEKLY_FRESHNESS if at_each_cutoff else None,
+        automation_condition=spec.at_each_cutoff() if at_each_cutoff else None,
         check_specs=spec.check_specs(key, CLAIMS, PROMISES),
         io_manager_key="io_manager",
     )

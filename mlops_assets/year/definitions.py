@@ -1,8 +1,4 @@
-"""The code location of the year: one model and all that it reads, with raw tables that read what was delivered.
-
-Two things differ from `mlops_assets.definitions`: the raw tables, and that no training is due merely because a week
-is over, so that each one has the cause that the decision names.
-"""
+"""The code location of the year: one model and all that it reads, with raw tables that read what was delivered."""
 
 from __future__ import annotations
 
@@ -17,7 +13,6 @@ warnings.filterwarnings("ignore", category=dg.PreviewWarning)
 
 from mlops_assets.catalog import Catalog, Table, gather  # noqa: E402  the filter above must come first
 from mlops_assets.declarations import ModelPipeline, Source  # noqa: E402
-from mlops_assets.links.spec import link_key  # noqa: E402
 from mlops_assets.pipeline import model_definitions, table_definitions  # noqa: E402
 from mlops_assets.promotion import Promotion  # noqa: E402
 from mlops_assets.year.upstream import RAW, TEAM, delivered  # noqa: E402
@@ -48,21 +43,13 @@ def read_by(catalog: Catalog, model: ModelPipeline) -> Catalog:
     return dataclasses.replace(catalog, tables=tables, models={model.id: model}, components=())
 
 
-def on_request(model: ModelPipeline) -> dg.Definitions:
-    """The model's definitions, whose training set is due when a training is asked for."""
-    training_set = link_key(model, "training_set")
-    return model_definitions(model).map_asset_specs(
-        func=lambda spec: spec.replace_attributes(automation_condition=None) if spec.key == training_set else spec
-    )
-
-
 quiet_telemetry()
 model = gather().model(MODEL)
 catalog = read_by(gather(), model)
 resources = resources_for()
 defs = dg.Definitions.merge(
     table_definitions(catalog),
-    on_request(model),
+    model_definitions(model),
     dg.Definitions(
         resources={**resources, "promotion": Promotion.of(resources)},
         sensors=[automation_sensor, alerts_sensor, events_sensor, run_failure_sensor, thermal_sensor(time.time)],

@@ -29,6 +29,7 @@ arrival_delay = ModelPipeline(
     ],
     trainer=LightGBMRegressor(),
     cutoffs=weekly,
+    trained="at each cutoff",
     split=TimeSplit(holdout=timedelta(days=14), window=timedelta(days=120)),
     gate=Gate(metric="mae", at_most=30.0, beats_champion_by=0.0),
 )

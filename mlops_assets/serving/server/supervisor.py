@@ -68,7 +68,7 @@ class Port:
         self._held = socket.create_server(self._address, family=self._family, backlog=BACKLOG)
         if OWN_SOCKETS:  # nobody else was there; one that is bound but does not listen keeps the port
             self._held.close()
-            self._held = self._bound()
+            self._held = self._bound(alone=True)
 
     def for_a_worker(self) -> socket.socket:
         """A socket to inherit."""
@@ -77,9 +77,10 @@ class Port:
     def close(self) -> None:
         self._held.close()
 
-    def _bound(self) -> socket.socket:
+    def _bound(self, *, alone: bool = False) -> socket.socket:
+        """`alone` keeps others off before anybody listens: beside an address that may be reused they could bind too."""
         bound = socket.socket(self._family)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0 if alone else 1)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind(self._address)
         return bound

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from mlops_assets.serving.process import WORKERS, WorkersError, serve_command
-from mlops_assets.serving.server.supervisor import OWN_SOCKETS, SETTLED_SECONDS
+from mlops_assets.serving.server.supervisor import OWN_SOCKETS, SETTLED_SECONDS, Port
 
 ANSWER_THE_PID = """
 import os, signal, socket, sys, threading
@@ -173,3 +173,19 @@ def test_the_environment_says_how_many_workers(monkeypatch: pytest.MonkeyPatch, 
         monkeypatch.setenv(WORKERS, wrong)
         with pytest.raises(WorkersError, match="a whole number from 1"):
             serve_command(1)
+
+
+def test_a_port_is_one_supervisors_also_before_its_workers_listen() -> None:
+    """Two platforms that start at once must not share one: half of each one's callers would be answered elsewhere."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        number = probe.getsockname()[1]
+    first = Port("127.0.0.1", number)
+    try:
+        with pytest.raises(OSError, match="in use"):
+            Port("127.0.0.1", number)
+        workers = [first.for_a_worker(), first.for_a_worker()]
+        for worker in workers:
+            worker.close()
+    finally:
+        first.close()
+    Port("127.0.0.1", number).close()
