@@ -276,7 +276,18 @@ class MlflowResource(dg.ConfigurableResource[Any]):
 
     def tag_version(self, name: str, version: str, tags: Mapping[str, object]) -> None:
         for key, value in tags.items():
-            self._ask(self.client().set_model_version_tag, name, version, key, str(value))
+            self._tag_version(name, version, key, str(value))
+
+    def _tag_version(self, name: str, version: str, key: str, value: str) -> None:
+        """MLflow looks for a tag, then adds or changes it: who adds one that another adds just then is refused, once."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self._ask(self.client().set_model_version_tag, name, version, key, value)
+        except MlflowException as problem:
+            if "IntegrityError" not in str(problem):
+                raise
+            self._ask(self.client().set_model_version_tag, name, version, key, value)
 
     def experiments(self) -> "list[Experiment]":
         """Every experiment that is not deleted."""

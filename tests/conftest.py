@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -28,6 +29,8 @@ FIRST_DAY, FIRST_CUTOFF = "2013-06-10", "2013-07-01"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    settings.register_profile("ours", deadline=None)  # laws, not speeds: a busy machine breaks none of them
+    settings.load_profile("ours")
     config.addinivalue_line("markers", "slow: installs packages, say; run with the others, left out by -m 'not slow'")
 
 

@@ -127,7 +127,7 @@ def alike(one: dict[str, Any], other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("of", [MEAN, POPULAR], ids=["mean", "popularity"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(given_rows=tables)
 def test_a_stand_in_is_the_average_of_its_window(of: FeatureView, given_rows: list[dict[str, Any]]) -> None:
     """Recomputed by loops: means, the most frequent, nulls where nothing counts; at each midnight that had news."""
@@ -138,7 +138,7 @@ def test_a_stand_in_is_the_average_of_its_window(of: FeatureView, given_rows: li
 
 
 @pytest.mark.parametrize("of", [MEAN, POPULAR, PAID], ids=["mean", "popularity", "amount"])
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(given_rows=tables, later=tables, random=st.randoms(use_true_random=False))
 @example(given_rows=[], later=[], random=None)
 def test_neither_later_rows_nor_their_order_matter(
@@ -157,7 +157,7 @@ def test_neither_later_rows_nor_their_order_matter(
     assert after.filter(pl.col("event_timestamp") <= newest).equals(before)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(given_rows=tables, days=st.integers(0, 8))
 def test_a_day_alone_is_the_day_of_a_backfill(given_rows: list[dict[str, Any]], days: int) -> None:
     """With the rows of its window only, the newest stand-in has the same bytes as with all rows before."""
@@ -169,7 +169,7 @@ def test_a_day_alone_is_the_day_of_a_backfill(given_rows: list[dict[str, Any]], 
     assert long.equals(short)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(given_rows=tables)
 def test_a_stand_in_keeps_the_bounds_of_its_view(given_rows: list[dict[str, Any]]) -> None:
     """Where every row may be published, so may what stands in for them: no rounding leads out of the bounds."""

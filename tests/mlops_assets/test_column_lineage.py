@@ -239,7 +239,7 @@ SCRAMBLED: dict[str, list[Any]] = {
 }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(steps=st.lists(st.sampled_from(sorted(STEPS)), max_size=4), changed=st.sampled_from(sorted(SCRAMBLED)))
 def test_what_is_not_named_cannot_change_a_column(steps: list[str], changed: str):
     """Whatever steps a function takes: other values in a column change only the columns that name it."""

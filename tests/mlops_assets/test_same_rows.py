@@ -26,7 +26,7 @@ AUC = METRICS["roc_auc"]
 GATE = Gate("roc_auc", at_least=0.1, beats_champion_by=-1.0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(20, 200))
 def test_a_gate_measures_both_on_every_row_that_it_is_given(seed: int, count: int) -> None:
     """In any order, and on none that it is not given."""

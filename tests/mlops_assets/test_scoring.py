@@ -102,7 +102,7 @@ EVENTS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(histories(), EVENTS, st.integers(1, 15))
 def test_a_scored_row_has_the_inputs_that_look_up_finds(
     tables: dict[str, pl.DataFrame], events: list[dict[str, Any]], rows: int

@@ -51,7 +51,7 @@ acts = st.lists(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(acts)
 def test_every_variant_stands_as_told_since_the_change_that_is_told(taken: list[tuple[str, int]]) -> None:
     """Before it the variant was not so, and after it always."""

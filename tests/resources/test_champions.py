@@ -184,7 +184,7 @@ def test_half_a_line_is_no_move(store: ChampionStore, tmp_path: Path):
     assert [line.after for line in store.history(MODEL)] == ["1", "2"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.sampled_from("123"), st.booleans()), min_size=1, max_size=8))
 def test_after_any_moves_and_kills_the_next_whole_move_puts_things_right(steps: list[tuple[str, bool]]):
     """History and alias agree after every move that was not killed, and no line is ever taken back."""

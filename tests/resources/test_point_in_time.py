@@ -216,7 +216,7 @@ def spines(draw: st.DrawFn) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row").with_row_index("label")
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(moments=spines(), histories=st.lists(views(), max_size=3), as_known=st.booleans())
 def test_the_join_equals_the_naive_one(moments: pl.DataFrame, histories: list[ViewFrame], as_known: bool) -> None:
     """In values, types, order and number of rows; the spine's columns come first, untouched."""
@@ -225,7 +225,7 @@ def test_the_join_equals_the_naive_one(moments: pl.DataFrame, histories: list[Vi
     assert joined.select(moments.columns).equals(moments)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(moments=spines(), view=views(), later=views(), now=hours)
 def test_a_later_event_never_changes_an_earlier_row(
     moments: pl.DataFrame, view: ViewFrame, later: ViewFrame, now: int

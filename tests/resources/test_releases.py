@@ -667,4 +667,4 @@ class ReleaseLife(RuleBasedStateMachine):
 
 
 TestReleaseLife = ReleaseLife.TestCase
-TestReleaseLife.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestReleaseLife.settings = settings(max_examples=40, stateful_step_count=20)

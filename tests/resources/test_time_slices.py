@@ -50,7 +50,7 @@ def spines(draw: st.DrawFn) -> pl.DataFrame:
     return pl.DataFrame(rows, schema=schema, orient="row").with_row_index("label")
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(moments=spines(), views=st.lists(histories(), max_size=2), rows=st.integers(1, 9), as_known=st.booleans())
 def test_the_slices_together_are_the_join(
     moments: pl.DataFrame, views: list[ViewFrame], rows: int, as_known: bool

@@ -290,7 +290,7 @@ class Replayed:
         self.ticks.append((moment, decision))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(moments, st.integers(0, 21))
 def test_any_history_keeps_the_rules(days: list[Moment], cooldown: int) -> None:
     """Never twice one key, never within the cooldown, never beyond what is known, on few rows, or during a run."""
@@ -307,7 +307,7 @@ def test_any_history_keeps_the_rules(days: list[Moment], cooldown: int) -> None:
         assert MONDAYS[other.cutoff or ""] > MONDAYS[one.cutoff or ""]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(moments)
 def test_no_history_retrains_for_a_broken_pipeline(days: list[Moment]) -> None:
     """No request rests on a report of a broken day, nor comes on one, where the quality report is not days behind."""
@@ -319,7 +319,7 @@ def test_no_history_retrains_for_a_broken_pipeline(days: list[Moment]) -> None:
             assert not any(str(day) in reason for day in broken for reason in decision.reasons)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(moments, st.integers(0, 14))
 def test_no_failure_is_lost(days: list[Moment], cooldown: int) -> None:
     """A failure that stands on a quiet, healthy week's end is asked for, or was answered within the cooldown."""
@@ -331,7 +331,7 @@ def test_no_failure_is_lost(days: list[Moment], cooldown: int) -> None:
     assert asked and last - max(asked) <= max(limits.cooldown, timedelta(7)) + 7 * DAY
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(moments, st.integers(1, 5))
 def test_asking_again_changes_nothing(days: list[Moment], times: int) -> None:
     """Duplicate ticks, another daemon, a clock set back: the same evidence gives the same answer, a yes a no."""

@@ -28,9 +28,9 @@ logger = logging.getLogger(__name__)
 
 def main() -> None:
     """`MODEL RELEASE VERSION BUNDLE`."""
-    os.nice(LOWEST)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+    os.nice(LOWEST)
     model, tag, version, bundle = sys.argv[1:]
     output = os.dup(1)
     os.dup2(2, 1)  # what a library prints is no word of ours

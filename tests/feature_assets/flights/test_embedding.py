@@ -148,7 +148,7 @@ def test_a_direction_is_the_same_for_ever() -> None:
 shapes = st.tuples(st.integers(1, 14), st.integers(1, 12))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shape=shapes, seed=st.integers(0, 2**32 - 1), rank=st.integers(1, 6))
 def test_any_network_has_an_embedding(shape: tuple[int, int], seed: int, rank: int) -> None:
     """Smaller than the embedding, or of few patterns: the nearest matrix of eight patterns along the axes."""

@@ -70,7 +70,7 @@ def hide_the_future(table: pl.DataFrame, moment: datetime) -> pl.DataFrame:
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.name)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(table=flights, hours=st.integers(1, 4).flatmap(lambda day: st.integers(day * 24, day * 24 + 4)))
 def test_a_row_uses_only_what_was_known_at_its_time(view, table, hours):
     """Rows up to a moment are equal whether or not the table already holds what came after it."""

@@ -136,7 +136,7 @@ def test_what_was_never_published_says_so(lake: Lake):
 values = st.lists(st.none() | st.floats(-1e6, 1e6), min_size=1, max_size=20)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(days=st.lists(values, min_size=1, max_size=4))
 def test_numbers_are_those_of_all_rows_together(
     tmp_path_factory: pytest.TempPathFactory, days: list[list[float | None]]

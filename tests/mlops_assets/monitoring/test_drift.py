@@ -72,7 +72,7 @@ def test_psi_of_real_weather_is_evidentlys(weather: pl.DataFrame) -> None:
     assert_equal_to_preset(inputs.filter(pl.col("month") <= 2), inputs.filter(pl.col("month") == 7))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.tuples(column, column) | st.tuples(labels, labels) | st.tuples(flags, flags))
 def test_psi_is_evidentlys_for_any_column(pair: tuple[pl.Series, pl.Series]) -> None:
     """Any mix of ties, nulls, integers and floats gives Evidently's number."""
@@ -82,7 +82,7 @@ def test_psi_is_evidentlys_for_any_column(pair: tuple[pl.Series, pl.Series]) -> 
     assert ours == pytest.approx(evidently_psi(reference, current), abs=1e-6, rel=1e-9)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(column | labels | flags)
 def test_equal_samples_have_not_moved(values: pl.Series) -> None:
     """PSI of a sample against itself is exactly zero."""
@@ -90,7 +90,7 @@ def test_equal_samples_have_not_moved(values: pl.Series) -> None:
     assert column_drift(values, values).psi == 0.0
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.tuples(labels, labels) | st.tuples(flags, flags))
 def test_psi_of_categories_is_symmetric(pair: tuple[pl.Series, pl.Series]) -> None:
     """Which side is called the reference does not matter where both are counted value by value."""
@@ -99,7 +99,7 @@ def test_psi_of_categories_is_symmetric(pair: tuple[pl.Series, pl.Series]) -> No
     assert column_drift(one, other).psi == pytest.approx(column_drift(other, one).psi)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.tuples(column, column) | st.tuples(labels, labels), st.randoms(use_true_random=False))
 def test_the_order_of_rows_never_changes_the_number(pair: tuple[pl.Series, pl.Series], random: Any) -> None:
     """Shuffled rows give the same index to the last bit."""

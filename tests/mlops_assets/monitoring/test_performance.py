@@ -105,7 +105,7 @@ def test_the_window_is_closed_at_its_start_and_open_at_its_end(before: timedelta
     assert matched(predictions(("a", 0.5)), known).height == inside
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(st.integers(-240, 48), st.none() | st.integers(-240, 240), st.none() | st.booleans()), max_size=40

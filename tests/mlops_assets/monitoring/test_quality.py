@@ -156,7 +156,7 @@ def test_only_what_concerns_most_answers_spoils_a_day() -> None:
     assert (some.spoils, most.spoils) == (False, True)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(rows=st.integers(1, 99), missing=st.floats(0, 1), temp=st.sampled_from([None, 1e6, 70.0]))
 def test_too_few_answers_are_never_a_verdict(rows: int, missing: float, temp: float | None) -> None:
     """Whatever is wrong with them: fewer than `min_rows` in the window."""

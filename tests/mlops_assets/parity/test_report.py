@@ -666,7 +666,7 @@ class Drawn:
                         yield table, (name,), row[0], row[1], feature
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(drawn=st.lists(st.tuples(ttls, histories), min_size=1, max_size=3), at=moments, data=st.data())
 def test_published_from_offline_is_alike_and_one_perturbed_value_is_named_alone(
     drawn: Sequence[tuple[timedelta | None, Mapping[Any, Any]]], at: datetime, data: st.DataObject

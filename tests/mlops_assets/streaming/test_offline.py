@@ -29,7 +29,7 @@ def frame(sensors: Sensors, given: list[tuple[str, int, int]]) -> pl.DataFrame:
     return pl.DataFrame([sensors.event(name, hour, float(value)) for name, hour, value in given], schema)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(data=st.data(), rows=readings)
 def test_tables_equal_their_batch_run_after_any_batches(
     sensors: Sensors, same_tables: Any, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, rows: list[Any]

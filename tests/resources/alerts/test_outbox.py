@@ -150,7 +150,7 @@ def test_a_clock_that_was_set_back_delays_no_delivery() -> None:
 
 
 @pytest.mark.parametrize("database", ["sqlite"], indirect=True)
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(moves=st.lists(st.tuples(st.booleans(), st.integers(0, 7200)), max_size=25))
 def test_no_happening_is_lost_and_none_is_told_twice(moves: list[tuple[bool, int]]) -> None:
     """Whenever it is told, all that happened in the episode was told; never twice within the silence."""

@@ -48,7 +48,7 @@ def by_feast(values: list[Any], kind: str) -> list[bytes]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(data=st.data())
 def test_a_column_becomes_the_bytes_that_feast_makes(kind: str, data: st.DataObject) -> None:
     """For every type that has an encoder, with nulls, empty and full lists, and numbers of any size."""
@@ -68,7 +68,7 @@ def test_an_array_of_fixed_size_is_a_list() -> None:
     assert feast_wire.values(column, "DOUBLE_LIST") == by_feast([[0.5, 1.5], None], "DOUBLE_LIST")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(at=st.lists(st.integers(-(10**15), 10**16), max_size=6))
 def test_event_times_become_feasts_timestamps(at: list[int]) -> None:
     from google.protobuf.timestamp_pb2 import Timestamp
@@ -81,7 +81,7 @@ def test_event_times_become_feasts_timestamps(at: list[int]) -> None:
     assert feast_wire.timestamps(np.array(at, dtype=np.int64)) == [by_protobuf(us) for us in at]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(rows=st.lists(st.tuples(st.text(max_size=9), int64, int32, moments, st.binary(max_size=9)), max_size=5))
 def test_entity_keys_are_feasts(rows: list[tuple[Any, ...]]) -> None:
     """Of several join keys, in whatever order the view has them."""
@@ -110,7 +110,7 @@ def test_entity_keys_are_feasts(rows: list[tuple[Any, ...]]) -> None:
     assert feast_wire.entity_keys(columns) == expected
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(values=st.lists(st.none() | st.floats() | st.integers(-9, 9).map(float), max_size=9), power=st.integers(-30, 30))
 @example(values=[1e-4, 9.999999999999999e-05, 1e16, 9999999999999998.0, -1e16, -0.0, 5e-324], power=0)
 def test_floats_are_shown_as_python_shows_them(values: list[float | None], power: int) -> None:
@@ -123,7 +123,7 @@ def test_floats_are_shown_as_python_shows_them(values: list[float | None], power
 PACKED = {kind: KINDS[kind] for kind in ("BOOL", "INT64", "DOUBLE", "STRING", "UNIX_TIMESTAMP", "STRING_LIST")}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_a_frame_packs_into_the_rows_that_each_would_be(data: st.DataObject) -> None:
     """Byte for byte, and read back as they were."""

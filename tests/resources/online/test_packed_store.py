@@ -57,7 +57,7 @@ def expected(rows: list[tuple[Any, int, Any]]) -> dict[Any, tuple[int, Any]]:
     return model
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=batches)
 def test_store_equals_a_dict_in_which_the_newest_event_wins(
     store: PackedStore, batches: list[list[tuple[Any, int, Any]]]
@@ -71,7 +71,7 @@ def test_store_equals_a_dict_in_which_the_newest_event_wins(
     assert store.count(table) == len(model)
 
 
-@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(st.tuples(keys, times, features), unique_by=lambda row: row[:2]), data=st.data())
 def test_order_of_arrival_changes_nothing(store: PackedStore, rows: list[Any], data: st.DataObject) -> None:
     """Distinct events end in the same state in whatever order they arrive."""
@@ -138,7 +138,7 @@ def test_a_reader_takes_more_tables_and_keys_than_a_statement_does(store: Packed
 numbers = st.none() | st.floats(allow_nan=False, allow_infinity=False) | st.just(1.5)
 
 
-@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.lists(st.tuples(st.sampled_from(["ab", "ba", "ac"]), numbers, numbers), max_size=9),
     gaps=st.sets(st.integers(0, 9)),
@@ -164,7 +164,7 @@ cells = st.one_of(
 )
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(table=st.lists(st.tuples(cells, cells, cells), min_size=1, max_size=5), wanted=st.permutations("abcd"))
 def test_a_reader_gives_what_was_written(store: PackedStore, table: list[Any], wanted: list[str]) -> None:
     """Whatever the types, and also where one feature is of another type in every row."""

@@ -64,7 +64,7 @@ def test_an_offset_is_never_given_twice(root: Path) -> None:
     assert numbers(spool) == [3]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.booleans(), st.integers(1, 7)), max_size=30), st.integers(1, 60))
 def test_every_event_is_read_once_whatever_the_segments_and_batches(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[bool, int]], segment_bytes: int

@@ -221,7 +221,7 @@ def test_what_is_no_point_is_refused_where_it_is_logged(tmp_path: Path, name: st
     assert (tmp_path / "x.points").read_bytes() == b""
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.tuples(

@@ -37,7 +37,7 @@ NAN = float("nan")
 VARIANT = Variant("m:2", "2", 0, "shadow")
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 20) -> None:
+def eventually(condition: Callable[[], Any], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
