@@ -279,7 +279,7 @@ class MlflowResource(dg.ConfigurableResource[Any]):
             self._tag_version(name, version, key, str(value))
 
     def _tag_version(self, name: str, version: str, key: str, value: str) -> None:
-        """MLflow looks for a tag, then adds or changes it: who adds one that another adds just then is refused, once."""
+        """MLflow looks for a tag, then adds or changes it: who adds one just as another does is refused."""
         from mlflow.exceptions import MlflowException
 
         try:

@@ -83,7 +83,7 @@ def test_the_job_that_is_launched_exists(judged: dict[str, Any]):
 def test_a_command_is_one_of_ours(line: str):
     """Its words lead to a command that explains itself and takes the options shown."""
     words, path, command = line.split()[1:], list[str](), GROUP
-    while hasattr(command, "commands"):
+    while words and hasattr(command, "commands"):
         path.append(words.pop(0))
         command = command.commands[path[-1]]
     assert CliRunner().invoke(app, [*path, "--help"]).exit_code == 0
