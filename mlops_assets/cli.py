@@ -276,7 +276,7 @@ def queue(as_json: Json = False) -> None:
 
     import dagster as dg
 
-    from mlops_assets.queue import COLUMNS, waiting
+    from mlops_assets.waiting import COLUMNS, waiting
     from resources.environment import prepare_home
 
     prepare_home()

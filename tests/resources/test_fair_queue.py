@@ -15,7 +15,7 @@ from dagster._core.test_utils import create_run_for_test, create_test_daemon_wor
 from dagster._core.workspace.load_target import EmptyWorkspaceTarget
 from dagster._daemon.run_coordinator.queued_run_coordinator_daemon import QueuedRunCoordinatorDaemon
 
-from mlops_assets.queue import waiting
+from mlops_assets.waiting import waiting
 from resources.fair_queue import RANK_TAG, TEAM_TAG, UnknownRankError, rank_of, team_of
 
 AT_ONCE, OF_A_TEAM = 4, 3
