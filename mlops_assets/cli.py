@@ -85,6 +85,9 @@ def year(
         datetime | None, typer.Option("--from", formats=["%Y-%m-%d"], help="A Monday, by default 2013-04-01")
     ] = None,
     days: Annotated[int | None, typer.Option(min=11, help="How many, by default to the end of the year")] = None,
+    until: Annotated[
+        datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Judge the days up to this one; go on another time")
+    ] = None,
     rivals: Annotated[bool, typer.Option(help="Compare with never and weekly training")] = True,
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Forget an earlier replay instead of going on with it")
@@ -93,7 +96,8 @@ def year(
     """2013 day by day under Dagster's own daemons, with what goes wrong in a year; state lies beside MLOPS_HOME."""
     from mlops_assets.year.story import run_year
 
-    raise typer.Exit(run_year(first.date() if first else None, days, rivals=rivals, fresh=fresh))
+    first_day, last_day = (given.date() if given else None for given in (first, until))
+    raise typer.Exit(run_year(first_day, days, last_day, rivals=rivals, fresh=fresh))
 
 
 @app.command()

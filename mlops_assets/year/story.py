@@ -66,8 +66,18 @@ class OtherReplayError(RuntimeError):
         return cls(f"Another process replays the year in {home()}. Wait for it, or stop it.")
 
 
-def run_year(first: date | None = None, days: int | None = None, *, rivals: bool = True, fresh: bool = False) -> int:
-    """Replay the days, or go on with them; 0 when every claim about the year holds. State lies beside MLOPS_HOME."""
+def run_year(
+    first: date | None = None,
+    days: int | None = None,
+    until: date | None = None,
+    *,
+    rivals: bool = True,
+    fresh: bool = False,
+) -> int:
+    """Replay the days, or go on with them; 0 when every claim about the year holds. State lies beside MLOPS_HOME.
+
+    `until` ends it early, and judges what was lived; the next call goes on from there.
+    """
     first = first or FIRST
     if first.weekday() or not FIRST <= first <= LAST:
         raise NotACutoffError.of(first)
@@ -81,7 +91,7 @@ def run_year(first: date | None = None, days: int | None = None, *, rivals: bool
         quiet_telemetry()
         prepare_home()
         console = _console()
-        told = _lived(console, first, last, rivals)
+        told = _lived(console, first, last, min(until or last, last), rivals)
         _show(console, told)
     return 0 if told.holds else 1
 
@@ -118,7 +128,7 @@ def _console() -> Console:
     return Console(file=terminal, width=None if terminal.isatty() else 160)
 
 
-def _lived(console: Console, first: date, last: date, rivals: bool) -> Told:
+def _lived(console: Console, first: date, last: date, until: date, rivals: bool) -> Told:
     from mlops_assets.year.callers import callers, midnight
     from mlops_assets.year.daemon import daemon
     from mlops_assets.year.definitions import catalog, model
@@ -139,13 +149,13 @@ def _lived(console: Console, first: date, last: date, rivals: bool) -> Told:
             replay.prepare(first)
             (home() / PREPARED).write_text(f"{first} to {last}")
             console.print(f"Prepared in {time.monotonic() - began:.0f} s: tables up to {first}, the first training.")
-        training = stack.enter_context(training_weekly(first, last) if rivals else nullcontext(None))
-        for day in replay.days(first, last):
+        training = stack.enter_context(training_weekly(first, until) if rivals else nullcontext(None))
+        for day in replay.days(first, until):
             console.print(_line(day), highlight=False)
         replay.end()
         if training is not None:
             training.wait()
-        days = [day for day in journal.read() if str(first) <= day.day <= str(last)]
+        days = [day for day in journal.read() if str(first) <= day.day <= str(until)]
         year = Year(model, catalog, running.instance, plan, days)
         judged = list(claims(year))
         results = fared(model, [day.day for day in days]) if rivals else []
