@@ -61,9 +61,9 @@ class Incidents:
 
 
 def release_badly(model: ModelPipeline) -> ReleaseRecord:
-    """A version past all checks as a canary: the champion, with a table of carriers made from twenty rows.
+    """A version past all checks as a canary: the champion, with a table of routes made from twenty rows.
 
-    It answers its golden rows, and fails on every carrier that is not among them.
+    It answers its golden rows, and fails on every distance that is not among them.
     """
     from mlops_assets.promotion import limits_of
     from resources.bentos import BentoStore
@@ -74,7 +74,7 @@ def release_badly(model: ModelPipeline) -> ReleaseRecord:
     with TemporaryDirectory() as work:
         bundle = Path(work, "bundle")
         shutil.copytree(bentos.path(releases.current(model.id).champion.release), bundle)
-        _carriers_from_a_sample(model, bundle)
+        _routes_from_a_sample(model, bundle)
         with mlflow.run(model.id, name="hotfix", tags={"by": BAD_DEPLOYER}) as run_id:
             mlflow.log_directory(run_id, bundle, "bundle")
             version = mlflow.register(model.registered_name, run_id, "bundle", {"by": BAD_DEPLOYER})
@@ -90,7 +90,7 @@ def release_badly(model: ModelPipeline) -> ReleaseRecord:
     )
 
 
-def _carriers_from_a_sample(model: ModelPipeline, bundle: Path) -> None:
+def _routes_from_a_sample(model: ModelPipeline, bundle: Path) -> None:
     import polars as pl
 
     from mlops_assets.declarations import PostProcessing
@@ -100,12 +100,12 @@ def _carriers_from_a_sample(model: ModelPipeline, bundle: Path) -> None:
 
     names = FeaturePlan.from_json(json.loads((bundle / "plan.json").read_bytes())).inputs
     golden = json.loads((bundle / "golden.json").read_bytes())["rows"]
-    known = {row[names.index("carrier")] for row in golden}
+    known = {row[names.index("distance")] for row in golden}
 
-    def named(carrier: pl.Expr) -> dict[str, pl.Expr]:
-        return {"airline": carrier.replace_strict({code: f"airline {code}" for code in sorted(known)})}
+    def named(distance: pl.Expr) -> dict[str, pl.Expr]:
+        return {"route": distance.replace_strict({miles: f"route of {miles} miles" for miles in sorted(known)})}
 
-    post = PostProcessing("named", model.team, {"airline": String("Name of the airline")}, named)
+    post = PostProcessing("named", model.team, {"route": String("Name of the route")}, named)
     made = Postprocess.of(replace(model, postprocess=post))
     if made is None:
         raise RuntimeError(f"{model.title} has no post-processing to break. Declare one.")
