@@ -43,9 +43,7 @@ def approval_asset(model: ModelPipeline) -> dg.AssetsDefinition:
             f"A person's word on a candidate of {model.title} before it becomes champion. Materialize it with the "
             "version, the decision, who decides and why."
         ),
-        group_name=spec.model_group(model),
-        owners=spec.owners(model.owners, model.team),
-        tags=spec.model_tags(model, LINK),
+        **spec.belonging(model, LINK),
         code_version="1",
     )
     def approval(

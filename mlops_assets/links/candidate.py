@@ -63,10 +63,8 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         key=key,
         deps=[training_set],
         description=f"{model.description or model.title} By {type(model.trainer).__name__}, judged by its gate.",
-        group_name=spec.model_group(model),
-        owners=spec.owners(model.owners, model.team),
         kinds={"mlflow", model.trainer.framework},
-        tags=spec.model_tags(model, LINK),
+        **spec.belonging(model, LINK),
         code_version=spec.declared_version(
             model, model.trainer, model.split, model.search, model.gate, *spec.post_processing(model)
         ),

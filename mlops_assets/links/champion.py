@@ -30,10 +30,8 @@ def champion_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         key=key,
         deps=[spec.link_key(model, "candidate"), *approval],
         description=f"The registered version of {model.title} that is its champion.",
-        group_name=spec.model_group(model),
-        owners=spec.owners(model.owners, model.team),
         kinds={"mlflow"},
-        tags=spec.model_tags(model, LINK),
+        **spec.belonging(model, LINK),
         code_version="1",
         pool=f"promotion_{model.team}_{model.name}",
         automation_condition=spec.on_arrival(*approval),  # a word given starts its own run

@@ -153,6 +153,15 @@ def model_tags(model: "ModelPipeline", stage: str) -> dict[str, str]:
     return {"team": model.team, "model": model.name, "stage": stage}
 
 
+def belonging(model: "ModelPipeline", link: str) -> dict[str, Any]:
+    """Where a link of a model stands and whose it is: what every one of its assets says alike."""
+    return {
+        "group_name": model_group(model),
+        "owners": owners(model.owners, model.team),
+        "tags": model_tags(model, link),
+    }
+
+
 def owners(declared: Sequence[str], team: str) -> list[str]:
     return list(declared) or [f"team:{team}"]
 

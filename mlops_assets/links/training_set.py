@@ -42,10 +42,8 @@ def training_set_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         key=key,
         ins=inputs_of(model),
         description=f"Labelled events known by each cutoff, with the features of {model.title} as of each event.",
-        group_name=spec.model_group(model),
-        owners=spec.owners(model.owners, model.team),
         kinds={"polars", "parquet"},
-        tags=spec.model_tags(model, LINK),
+        **spec.belonging(model, LINK),
         code_version=spec.declared_version(model, model.split.window),
         partitions_def=model.cutoffs,
         metadata={
