@@ -65,6 +65,9 @@ if TYPE_CHECKING:
         PostProcessing as PostProcessing,
     )
     from mlops_assets.declarations import (
+        Resources as Resources,
+    )
+    from mlops_assets.declarations import (
         Search as Search,
     )
     from mlops_assets.declarations import (
@@ -137,6 +140,7 @@ __all__ = [
     "Parity",
     "Popularity",
     "PostProcessing",
+    "Resources",
     "Search",
     "Serve",
     "Source",

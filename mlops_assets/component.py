@@ -29,12 +29,14 @@ from mlops_assets.declarations import (
     Monitor,
     Parity,
     PostProcessing,
+    Resources,
     Search,
     Serve,
     TimeSplit,
     Trained,
     WithoutStore,
 )
+from resources.hardware import Accelerator
 
 WEEKDAYS = ("sunday", "monday", "tuesday", "wednesday", "thursday", "friday", "saturday")
 
@@ -186,6 +188,25 @@ class CheckpointSpec(dg.Model):
         return Checkpoint(timedelta(minutes=self.minutes) if self.minutes else None, self.rounds)
 
 
+class ResourcesSpec(dg.Model):
+    """`Resources`, the wait for a machine in minutes."""
+
+    cpus: float | None = None
+    memory_gb: float | None = None
+    gpus: int = 0
+    node_selector: dict[str, str] = Field(default_factory=dict)
+    tolerations: list[dict[str, str]] = Field(default_factory=list)
+    spot: bool = False
+    retries: int = 0
+    start_within_minutes: float = Resources.start_within / timedelta(minutes=1)
+    service_account: str = ""
+    image: str = ""
+
+    def resources(self) -> Resources:
+        told = self.model_dump(exclude={"start_within_minutes"})
+        return Resources(**told, start_within=timedelta(minutes=self.start_within_minutes))
+
+
 class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
     """One model's whole life, from YAML."""
 
@@ -206,6 +227,9 @@ class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
     approval: ApprovalSpec | None = None  # `approval: {}` for what `Approval()` is
     checkpoint: CheckpointSpec | None = CheckpointSpec()
     trained: Trained = "on cause"
+    compute: str = ""
+    accelerator: Accelerator = "auto"
+    resources: ResourcesSpec = ResourcesSpec()
     postprocess: str | None = None  # "module:name" of a function declared with @postprocess
     description: str = ""
     owners: Sequence[str] = ()
@@ -230,6 +254,9 @@ class ModelPipelineComponent(dg.Component, dg.Model, dg.Resolvable):
             approval=self.approval.approval() if self.approval else None,
             checkpoint=self.checkpoint.checkpoint() if self.checkpoint else None,
             trained=self.trained,
+            compute=self.compute,
+            accelerator=self.accelerator,
+            resources=self.resources.resources(),
             postprocess=_post_processing(self.postprocess) if self.postprocess else None,
             description=self.description,
             owners=tuple(self.owners),

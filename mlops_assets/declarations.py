@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import polars as pl
 
     from mlops_assets.trainers import Trainer
+    from resources.hardware import Accelerator
 
 EVENT_TIMESTAMP = "event_timestamp"
 KNOWN_AT = "label_known_at"
@@ -34,7 +35,7 @@ ANSWER = (
     *("at", "logged_at", "writer", "seq", "latency_ms", "event_times"),
 )
 NAME = re.compile(r"[a-z][a-z0-9_]*")
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "multiclass", "regression"]
 WithoutStore = Literal["refuse", "fall back"]
 Trained = Literal["on cause", "at each cutoff"]
 
@@ -817,12 +818,58 @@ class Approval:
 
 
 @dataclass(frozen=True)
+class Resources:
+    """What a training needs of a machine, and which machine in a cluster; None leaves it to the cluster.
+
+    `memory_gb` is in GiB. A `spot` machine may be taken away at any time: the training is begun again on another up to
+    `retries` times, from its last checkpoint. Work that found no machine within `start_within` has failed. `image` and
+    `service_account` are those of the run where empty.
+    """
+
+    cpus: float | None = None
+    memory_gb: float | None = None
+    gpus: int = 0
+    node_selector: Mapping[str, str] = field(default_factory=dict)
+    tolerations: Sequence[Mapping[str, str]] = ()
+    spot: bool = False
+    retries: int = 0
+    start_within: timedelta = timedelta(minutes=10)
+    service_account: str = ""
+    image: str = ""
+
+    def __post_init__(self) -> None:
+        _freeze(self, "tolerations")
+        for name in ("cpus", "memory_gb"):
+            given = getattr(self, name)
+            if given is not None and given <= 0:
+                raise DeclarationError.of("Resources", name, given, "more than 0, or None", "Leave it out.")
+        for name in ("gpus", "retries"):
+            if getattr(self, name) < 0:
+                raise DeclarationError.of("Resources", name, getattr(self, name), "0 or more", "Leave it out.")
+        if self.start_within <= timedelta(0):
+            raise DeclarationError.of(
+                "Resources", "start_within", self.start_within, "a positive duration", "Give minutes."
+            )
+
+    @property
+    def document(self) -> dict[str, Any]:
+        """As JSON, durations in seconds: what a kind of compute reads."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        told = {"tolerations": [dict(one) for one in self.tolerations], "node_selector": dict(self.node_selector)}
+        seconds = {"start_within_seconds": plain.pop("start_within").total_seconds()}
+        return plain | told | seconds
+
+
+@dataclass(frozen=True)
 class ModelPipeline:
     """One model's whole life. See the README for an example; `mlops new model` writes one.
 
     `label` is a target of `labels`; `cutoffs` partitions training by the moment the world is known up
     to; rows of the training set have `event_timestamp < cutoff` and `label_known_at <= cutoff`. It is `trained` when
     reports give a cause or somebody asks, or at each cutoff as well, whether there is a cause or not.
+
+    It is trained by `compute` (a file of `resources/compute`; empty for the environment's) on an `accelerator` that
+    its trainer can use, "auto" for the best that is there. Neither changes what is declared besides.
     """
 
     name: str
@@ -841,6 +888,9 @@ class ModelPipeline:
     approval: Approval | None = None
     checkpoint: Checkpoint | None = Checkpoint()
     trained: Trained = "on cause"
+    compute: str = ""
+    accelerator: Accelerator = "auto"
+    resources: Resources = Resources()
     postprocess: PostProcessing | None = None
     description: str = ""
     owners: tuple[str, ...] = ()
@@ -861,10 +911,32 @@ class ModelPipeline:
             raise DeclarationError.of(
                 self.title, "trained", self.trained, " or ".join(get_args(Trained)), "Choose one of them."
             )
+        self._validate_machine()
         self._validate_metric()
         self._validate_columns()
         if self.postprocess is not None:
             self.postprocess.reads(self)
+
+    def _validate_machine(self) -> None:
+        if self.compute:
+            from resources.compute import kinds
+
+            if self.compute not in kinds():
+                raise DeclarationError.of(
+                    self.title,
+                    "compute",
+                    self.compute,
+                    ", ".join(kinds()),
+                    f"Name one of them, or add resources/compute/{self.compute}.py.",
+                )
+        if self.accelerator not in ("auto", *self.trainer.accelerators):
+            raise DeclarationError.of(
+                self.title,
+                "accelerator",
+                self.accelerator,
+                f"auto, {', '.join(self.trainer.accelerators)}: what {type(self.trainer).__name__} can use",
+                "Choose one of them, or another trainer.",
+            )
 
     def _validate_metric(self) -> None:
         from mlops_assets.metrics import METRICS

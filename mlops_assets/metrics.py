@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 if TYPE_CHECKING:
     import numpy as np
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "multiclass", "regression"]
 
 
 class MetricError(ValueError):

@@ -30,6 +30,7 @@ from mlops_assets.metrics import METRICS, metrics_of
 from mlops_assets.newcomers import Newcomers
 from mlops_assets.search import Judged, best_trial, journalled
 from mlops_assets.trainers import Trainer, load_predictor, trainer_named
+from resources.hardware import Device, choose, this_machine
 
 if TYPE_CHECKING:
     import numpy as np
@@ -83,12 +84,14 @@ class Task:
     schema: InputSchema
     newcomers: Newcomers | None
     made_from: Mapping[str, Any]
+    device: Device
 
     @classmethod
     def of(cls, arguments: Mapping[str, Any], made: Mapping[str, Any]) -> Self:
         import polars as pl
 
         trainer = trainer_named(arguments["trainer"]["name"], **arguments["trainer"]["params"])
+        device = choose(arguments["accelerator"], trainer.accelerators, this_machine(), type(trainer).__name__)
         frame = pl.read_parquet(arguments["training_set"])
         newcomers = Newcomers(**arguments["newcomers"]) if arguments["newcomers"] else None
         needed = [*_holdout_columns(arguments), *(newcomers.columns if newcomers else [])]
@@ -96,7 +99,7 @@ class Task:
         parts = split(frame, arguments)
         _refuse_unusable_labels(arguments, parts, trainer)
         schema = InputSchema.fit(parts.train, _fields(arguments["fields"]))
-        return cls(arguments, trainer, parts, schema, newcomers, made)
+        return cls(arguments, trainer, parts, schema, newcomers, made, device)
 
     @property
     def seed(self) -> int:
@@ -117,7 +120,9 @@ class Task:
         progress = Progress.of(Path(self.arguments["out"]), name, made, self.arguments["checkpoint"])
         x_valid, y_valid = (None, None) if valid is None else (self.x(valid), self.y(valid))
         with self._followed() as progress.follower:
-            return self.trainer.fit(self.x(rows), self.y(rows), x_valid, y_valid, dict(params), self.seed, progress)
+            return self.trainer.fit(
+                self.x(rows), self.y(rows), x_valid, y_valid, dict(params), self.seed, progress, self.device
+            )
 
     @contextmanager
     def _followed(self) -> Iterator[Callable[[int, float], None] | None]:
@@ -155,6 +160,7 @@ def training_arguments(pipeline: ModelPipeline, cutoff: datetime, training_set: 
             "validation_seconds": times.validation.total_seconds(),
             "window_seconds": times.window.total_seconds() if times.window else None,
         },
+        "accelerator": pipeline.accelerator,
         "search": _search_document(pipeline.search),
         "metric": pipeline.gate.metric,
         "checkpoint": _checkpoint_document(pipeline.checkpoint),
@@ -376,6 +382,8 @@ def _label_problem(label: pl.Series, trainer: Trainer) -> str | None:
     classes = values.unique().sort().to_list()
     if trainer.task == "classification" and classes != [0.0, 1.0]:
         return f"has the classes {classes[:5]} in label {label.name!r}, not both 0 and 1"
+    if trainer.task == "multiclass" and (classes[0] < 0 or any(value % 1 for value in classes)):
+        return f"has the classes {classes[:5]} in label {label.name!r}, not whole numbers from 0 on"
     return None
 
 

@@ -77,6 +77,7 @@ POSTGRES = Setting(
 )
 REDIS = Setting("MLOPS_REDIS_URL", ("redis", "rediss"), "redis://cache:6379/0", "online features", secret=True)
 S3 = Setting("MLOPS_S3_URL", ("s3",), "s3://bucket/prefix", "the lake and the logs; AWS_* hold the credentials")
+COMPUTE = "MLOPS_COMPUTE"  # the kind of machine that models are trained on where their declaration names none
 # These may be left out; `mlops up` names the two pages by the ports it found.
 DAGSTER_URL, MLFLOW_UI_URL = "MLOPS_DAGSTER_URL", "MLOPS_MLFLOW_UI_URL"
 REPORTS_URL, DEFAULT_REPORTS_URL = "MLOPS_REPORTS_URL", "http://127.0.0.1:3002"
@@ -169,7 +170,7 @@ def _embedded() -> dict[str, Any]:
         "lake": lake,
         "io_manager": ParquetIOManager(root=lake.root),
         "feast": FeastResource(),
-        "compute": ComputeResource(),
+        "compute": ComputeResource(kind=os.environ.get(COMPUTE, "local")),
         "mlflow": MlflowResource(ui_url=os.environ.get(MLFLOW_UI_URL, "http://127.0.0.1:5000")),
         "bentos": BentoStore(),
         "releases": ReleaseStore(),

@@ -93,7 +93,13 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
                     with mlflow.loop(run_id) as log:
                         where = {"out": str(work.path), "points": str(log.path)}
                         with metered(this_machine().devices["cpu"]) as usage:
-                            trained = compute.run(ENTRYPOINT, {**arguments, **where}, context)
+                            trained = compute.run(
+                                ENTRYPOINT,
+                                {**arguments, **where},
+                                context,
+                                kind=model.compute,
+                                resources=model.resources.document,
+                            )
                     mlflow.log(run_id, metrics=usage.metrics)
                 finally:  # a search that broke off shows how far it came
                     mlflow.log_trials(run_id, f"validation_{model.gate.metric}", journalled(work.path / TRIALS))

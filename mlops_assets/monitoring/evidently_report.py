@@ -13,8 +13,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from mlops_assets.metrics import Task
 from mlops_assets.monitoring.drift import PREDICTION, kind_of
 from resources.beside import beside
 
@@ -79,7 +80,7 @@ def write_performance_report(
     path: Path,
     truth: pl.Series,
     prediction: pl.Series,
-    task: Literal["classification", "regression"],
+    task: Task,
     *,
     threshold: float = 0.5,
     sample: int = SAMPLE,

@@ -24,6 +24,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mlops_assets.checkpoints import NO_CHECKPOINTS, Progress
+from resources.hardware import CPU, Device, Kind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,9 +75,9 @@ if TYPE_CHECKING:
 
     Predictor = Callable[[np.ndarray], np.ndarray]
     """From float32 of shape (n, columns), NaN where missing, to float64 of shape (n,): the
-    probability of the positive class, or the value. Safe to call from several threads."""
+    probability of the positive class, the class of several, or the value. Safe to call from several threads."""
 
-Task = Literal["classification", "regression"]
+Task = Literal["classification", "multiclass", "regression"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class Trainer(ABC):
     """
 
     task: ClassVar[Task]
+    accelerators: ClassVar[tuple[Kind, ...]] = ("cpu",)  # what it can be fitted on, the best first
 
     settings: tuple[tuple[str, Any], ...]
 
@@ -153,10 +155,12 @@ class Trainer(ABC):
         params: Mapping[str, Any],
         seed: int,
         progress: Progress = NO_CHECKPOINTS,
+        device: Device = CPU,
     ) -> Any:
         """A fitted model; `params` overrides the declared ones, and the same seed gives the same model.
 
-        x is float32 (n, columns) with NaN where missing, y (n,) holds 0/1 or values. With validation
+        x is float32 (n, columns) with NaN where missing, y (n,) holds 0/1, classes from 0 on, or values. `device`
+        is one of `accelerators`. With validation
         rows, fitting stops when they no longer improve, and the model keeps its best state. A fit that finds
         its `progress` goes on from there, to the model that it would have been without the interruption; one that
         cannot keeps none, and starts over.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_assets.trainers.networks.fitting import Learner, NetTrainer, Settings
 from mlops_assets.trainers.networks.network import Layer, Network
+from resources.hardware import Device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class _Keras(NetTrainer):
-    def _learner(self, network: Network, settings: Settings, seed: int) -> Learner:  # noqa: ARG002 - nothing is drawn
+    def _learner(self, network: Network, settings: Settings, device: Device) -> Learner:  # noqa: ARG002
         return _Learner(network, settings)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from mlops_assets.checkpoints import NO_CHECKPOINTS, Progress
 from mlops_assets.trainers import Trainer, TrainerParameterError, UnsafeModelFileError, model_file, threads
 from mlops_assets.trainers.boosting.lightgbm_rounds import Draws, Rounds, resumable
+from resources.hardware import CPU, Device
 
 if TYPE_CHECKING:
     import lightgbm as lgb
@@ -49,6 +50,7 @@ class _LightGBM(Trainer):
         params: Mapping[str, Any],
         seed: int,
         progress: Progress = NO_CHECKPOINTS,
+        device: Device = CPU,  # noqa: ARG002 - it computes on CPUs alone
     ) -> lgb.Booster:
         import lightgbm as lgb
 

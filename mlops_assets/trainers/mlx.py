@@ -6,12 +6,13 @@ and products are in full float32.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mlops_assets.trainers.networks import in_mlx
 from mlops_assets.trainers.networks.fitting import Learner, NetTrainer, Settings
 from mlops_assets.trainers.networks.network import Layer, Network
+from resources.hardware import Device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
 
 
 class _MLX(NetTrainer):
-    def _learner(self, network: Network, settings: Settings, seed: int) -> Learner:  # noqa: ARG002 - MLX draws nothing
+    accelerators = ("mlx", "cpu")
+
+    def _learner(self, network: Network, settings: Settings, device: Device) -> Learner:  # noqa: ARG002
         return _Learner(network, settings)
 
 
@@ -40,11 +43,10 @@ class _Learner:
     def __init__(self, network: Network, settings: Settings) -> None:
         import mlx.core as mx
         import mlx.optimizers as optim
-        from mlx import nn
 
-        self.weights, self.batch = {"layers": _arrays(network)}, settings.batch_size
-        criterion = nn.losses.binary_cross_entropy if network.task == "classification" else nn.losses.mse_loss
-        self.criterion: Any = lambda weights, x, y: criterion(_forward(weights["layers"], x), y, reduction="mean")
+        self.weights, self.batch = {"layers": in_mlx.arrays(network)}, settings.batch_size
+        criterion = in_mlx.criterion(network.task)
+        self.criterion: Any = lambda weights, x, y: criterion(in_mlx.forward(weights["layers"], x), y)
         self.gradient: Any = mx.value_and_grad(self.criterion)
         self.optimizer = optim.AdamW(learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
 
@@ -63,9 +65,7 @@ class _Learner:
         return float(self.criterion(self.weights, mx.array(x), mx.array(y)).item())
 
     def layers(self) -> tuple[Layer, ...]:
-        import numpy as np
-
-        return tuple(Layer(np.array(layer["weight"]), np.array(layer["bias"])) for layer in self.weights["layers"])
+        return in_mlx.layers(self.weights["layers"])
 
     def state(self) -> dict[str, np.ndarray]:
         import numpy as np
@@ -91,26 +91,11 @@ def load(directory: Path) -> Predictor:
 
     network = Network.read(directory)
     with mx.stream(mx.cpu):
-        weights = _arrays(network)
+        weights = in_mlx.arrays(network)
         mx.eval(weights)
 
     def forward(prepared: np.ndarray) -> np.ndarray:
         with mx.stream(mx.cpu):
-            return np.array(_forward(weights, mx.array(prepared)))
+            return np.array(in_mlx.forward(weights, mx.array(prepared)))
 
     return network.predictor(forward)
-
-
-def _arrays(network: Network) -> list[dict[str, Any]]:
-    import mlx.core as mx
-
-    return [{"weight": mx.array(layer.weight), "bias": mx.array(layer.bias)} for layer in network.layers]
-
-
-def _forward(weights: Sequence[dict[str, Any]], x: Any) -> Any:
-    import mlx.core as mx
-
-    *hidden, last = weights
-    for layer in hidden:
-        x = mx.maximum(x @ layer["weight"].T + layer["bias"], 0)
-    return x @ last["weight"].T + last["bias"]

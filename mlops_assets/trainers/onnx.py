@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from mlops_assets.checkpoints import NO_CHECKPOINTS, Progress
 from mlops_assets.trainers import Trainer, TrainerParameterError, UnsafeModelFileError, model_file
 from mlops_assets.trainers.graphs.runtime import WANTED, session_of
+from resources.hardware import CPU, Device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,6 +69,7 @@ class _Onnx(Trainer):
         params: Mapping[str, Any],
         seed: int,  # noqa: ARG002
         progress: Progress = NO_CHECKPOINTS,  # noqa: ARG002
+        device: Device = CPU,  # noqa: ARG002 - it computes on CPUs alone
     ) -> Given:
         settings = {**self.params, **params}
         for name in settings:

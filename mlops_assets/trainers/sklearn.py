@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlops_assets.checkpoints import NO_CHECKPOINTS, Progress
 from mlops_assets.trainers import Trainer, TrainerParameterError, UnsafeModelFileError, model_file
+from resources.hardware import CPU, Device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,6 +91,7 @@ class _Sklearn(Trainer):
         params: Mapping[str, Any],
         seed: int,
         progress: Progress = NO_CHECKPOINTS,  # noqa: ARG002
+        device: Device = CPU,  # noqa: ARG002 - it computes on CPUs alone
     ) -> Any:
         settings = dict(self.params) | dict(params)
         kind = settings.pop("model", "boosting")

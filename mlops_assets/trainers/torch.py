@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets.trainers import threads
+from mlops_assets.trainers.networks import in_torch
 from mlops_assets.trainers.networks.fitting import Learner, NetTrainer, Settings
 from mlops_assets.trainers.networks.network import Layer, Network
+from resources.hardware import Device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 
 class _Torch(NetTrainer):
-    def _learner(self, network: Network, settings: Settings, seed: int) -> Learner:  # noqa: ARG002 - torch draws nothing
+    accelerators = ("cuda", "mps", "cpu")
+
+    def _learner(self, network: Network, settings: Settings, device: Device) -> Learner:  # noqa: ARG002
         return _Learner(network, settings)
 
 
@@ -37,8 +41,8 @@ class _Learner:
         import torch
 
         torch.set_num_threads(threads())
-        self.module, self.batch = _module(network), settings.batch_size
-        self.criterion = torch.nn.BCEWithLogitsLoss() if network.task == "classification" else torch.nn.MSELoss()
+        self.module, self.batch = in_torch.module(network), settings.batch_size
+        self.criterion = in_torch.criterion(network.task)
         self.optimizer = torch.optim.AdamW(
             self.module.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -60,13 +64,13 @@ class _Learner:
             return float(self.criterion(self.module(torch.from_numpy(x)), torch.from_numpy(y)))
 
     def layers(self) -> tuple[Layer, ...]:
-        return tuple(Layer(_numbers(dense.weight), _numbers(dense.bias)) for dense in self.module[::2])
+        return in_torch.layers(self.module)
 
     def state(self) -> dict[str, np.ndarray]:
-        remembered = self.optimizer.state_dict()["state"]
-        return {f"weight.{place}": _numbers(value) for place, value in enumerate(self.module.parameters())} | {
-            f"{name}.{place}": _numbers(value) for place, told in remembered.items() for name, value in told.items()
-        }
+        told = {f"weight.{place}": value for place, value in enumerate(self.module.parameters())}
+        for place, remembered in self.optimizer.state_dict()["state"].items():
+            told |= {f"{name}.{place}": value for name, value in remembered.items()}
+        return {name: in_torch.numbers(value) for name, value in told.items()}
 
     def restore(self, state: dict[str, np.ndarray]) -> None:
         import torch
@@ -86,7 +90,7 @@ def load(directory: Path) -> Predictor:
     import torch
 
     network = Network.read(directory)
-    module = _module(network).eval()
+    module = in_torch.module(network).eval()
 
     def forward(prepared: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
@@ -94,23 +98,3 @@ def load(directory: Path) -> Predictor:
             return answer
 
     return network.predictor(forward)
-
-
-def _module(network: Network) -> Any:
-    """The layers as a torch module, ReLU between them."""
-    import torch
-
-    parts: list[Any] = []
-    for layer in network.layers:
-        outputs, inputs = layer.weight.shape
-        dense = torch.nn.utils.skip_init(torch.nn.Linear, inputs, outputs)
-        with torch.no_grad():
-            dense.weight.copy_(torch.from_numpy(layer.weight.copy()))
-            dense.bias.copy_(torch.from_numpy(layer.bias.copy()))
-        parts += [dense, torch.nn.ReLU()]
-    return torch.nn.Sequential(*parts[:-1])
-
-
-def _numbers(tensor: Any) -> np.ndarray:
-    numbers: np.ndarray = tensor.detach().numpy().copy()
-    return numbers

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlops_assets.checkpoints import NO_CHECKPOINTS, Progress
 from mlops_assets.trainers import Trainer, TrainerParameterError, UnsafeModelFileError, model_file, threads
+from resources.hardware import CPU, Device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,6 +42,7 @@ DEFAULTS = {"n_estimators": 300, "learning_rate": 0.1, "max_depth": 6, "early_st
 
 class _XGBoost(Trainer):
     objective: ClassVar[str]
+    accelerators = ("cuda", "cpu")
 
     def fit(
         self,
@@ -51,6 +53,7 @@ class _XGBoost(Trainer):
         params: Mapping[str, Any],
         seed: int,
         progress: Progress = NO_CHECKPOINTS,
+        device: Device = CPU,
     ) -> xgb.Booster:
         import xgboost as xgb
 
@@ -59,6 +62,7 @@ class _XGBoost(Trainer):
         rounds, patience = settings.pop("n_estimators"), settings.pop("early_stopping_rounds")
         # draws depend on the round alone: else a model that is continued is another one
         fixed = {"tree_method": "hist", "seed": seed, "seed_per_iteration": True, "nthread": threads(), "verbosity": 0}
+        fixed["device"] = f"cuda:{device.index}" if device.kind == "cuda" else "cpu"
         train = xgb.QuantileDMatrix(x, label=y, nthread=threads(), max_bin=settings.get("max_bin", 256))
         valid = None
         if x_valid is not None and y_valid is not None:

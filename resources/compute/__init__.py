@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from pkgutil import iter_modules
@@ -36,12 +36,15 @@ PACKAGES = (
 class Work:
     """A function named by `package.module:function`, and its arguments, which are JSON.
 
-    `context` is the asset that asks: what the work says arrives there; only work in this process can do without.
+    `resources` is what it needs of a machine, as `declarations.Resources.document` says it; kinds that cannot choose
+    their machine leave it. `context` is the asset that asks: what the work says arrives there; only work in this
+    process can do without.
     `python` is the interpreter of another process, by default this one's.
     """
 
     entrypoint: str
     arguments: Mapping[str, Any]
+    resources: Mapping[str, Any] = field(default_factory=dict)
     context: dg.AssetExecutionContext | None = None
     python: str = sys.executable
 
@@ -133,6 +136,7 @@ class ComputeResource(dg.ConfigurableResource[Any]):
         arguments: Mapping[str, Any],
         context: dg.AssetExecutionContext | None = None,
         kind: str | None = None,
+        resources: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """See `Work` and `Compute.run`; `kind` is another than the environment's, for one model, say.
 
@@ -142,7 +146,8 @@ class ComputeResource(dg.ConfigurableResource[Any]):
         if kind not in kinds():
             raise UnknownComputeError.of(kind, kinds())
         machine: Compute = import_module(f"{__name__}.{kind}")
-        work = Work(entrypoint, _as_json(entrypoint, arguments), context, self.python or sys.executable)
+        given = _as_json(entrypoint, arguments)
+        work = Work(entrypoint, given, dict(resources or {}), context, self.python or sys.executable)
         result: dict[str, Any] = _as_json(entrypoint, machine.run(work))
         return result
 

@@ -65,6 +65,9 @@ class Device:
         return f"{self.name}, {self.memory_gb:g} GB" + (f" ({self.reason})" if self.reason else "")
 
 
+CPU = Device("cpu", "CPU", 0.0)  # for those who need none in particular
+
+
 @dataclass(frozen=True)
 class Machine:
     """What the operating system, the driver and the installed packages say.

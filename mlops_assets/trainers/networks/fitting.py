@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mlops_assets.checkpoints import NO_CHECKPOINTS, Kept, Progress
 from mlops_assets.trainers import Trainer, TrainerParameterError
 from mlops_assets.trainers.networks.network import Layer, Network, Preparation
+from resources.hardware import CPU, Device
 
 if TYPE_CHECKING:
     import numpy as np
@@ -79,6 +80,18 @@ class Settings:
         return settings
 
 
+@dataclass(frozen=True)
+class Problem:
+    """A net as it was drawn, the prepared rows (n, inputs) and their targets (n, 1), and how it is fitted to them."""
+
+    network: Network
+    x: np.ndarray
+    y: np.ndarray
+    valid: tuple[np.ndarray, np.ndarray] | None
+    settings: Settings
+    seed: int
+
+
 class NetTrainer(Trainer):
     """Fits a net of dense layers. Columns are scaled and missing values marked by the net itself.
 
@@ -87,7 +100,11 @@ class NetTrainer(Trainer):
     """
 
     @abstractmethod
-    def _learner(self, network: Network, settings: Settings, seed: int) -> Learner: ...
+    def _learner(self, network: Network, settings: Settings, device: Device) -> Learner: ...
+
+    def _weights(self, problem: Problem, progress: Progress, device: Device) -> tuple[tuple[Layer, ...], int]:
+        """The layers that a problem comes to, and after how many epochs."""
+        return fitted(self._learner(problem.network, problem.settings, device), problem, progress)
 
     def fit(
         self,
@@ -98,14 +115,15 @@ class NetTrainer(Trainer):
         params: Mapping[str, Any],
         seed: int,
         progress: Progress = NO_CHECKPOINTS,
+        device: Device = CPU,
     ) -> Network:
         settings = Settings.of(type(self).__name__, {**self.params, **params})
         prepared = Preparation.fit(x)
         shift, scale = _target(y, self.task)
         drawn = Network.drawn(self.task, prepared, settings.hidden, seed)
-        learner = self._learner(drawn, settings, seed)
         valid = None if x_valid is None or y_valid is None else (prepared(x_valid), _scaled(y_valid, shift, scale))
-        layers, epochs = _fitted(learner, prepared(x), _scaled(y, shift, scale), valid, settings, seed, progress)
+        problem = Problem(drawn, prepared(x), _scaled(y, shift, scale), valid, settings, seed)
+        layers, epochs = self._weights(problem, progress, device)
         return replace(drawn, layers=_in_units(layers, shift, scale), epochs=epochs)
 
     def write(self, model: Network, directory: Path) -> None:
@@ -118,19 +136,12 @@ class NetTrainer(Trainer):
         return {"epochs": model.epochs}
 
 
-def _fitted(
-    learner: Learner,
-    x: np.ndarray,
-    y: np.ndarray,
-    valid: tuple[np.ndarray, np.ndarray] | None,
-    settings: Settings,
-    seed: int,
-    progress: Progress,
-) -> tuple[tuple[Layer, ...], int]:
+def fitted(learner: Learner, problem: Problem, progress: Progress) -> tuple[tuple[Layer, ...], int]:
     """The best weights and after how many epochs they were reached; without validation rows, the last."""
     import numpy as np
 
-    random = np.random.default_rng(seed)
+    x, y, valid, settings = problem.x, problem.y, problem.valid, problem.settings
+    random = np.random.default_rng(problem.seed)
     best, best_loss, best_epoch, done = learner.layers(), float("inf"), 0, 0
     if kept := progress.kept():
         best, best_loss, best_epoch, done = _restored(learner, kept)
