@@ -29,7 +29,7 @@ from mlops_assets.manifest import made_from
 from mlops_assets.metrics import METRICS, metrics_of
 from mlops_assets.newcomers import Newcomers
 from mlops_assets.search import Judged, best_trial, journalled
-from mlops_assets.trainers import Trainer, load_predictor, trainer_named
+from mlops_assets.trainers import Place, Trainer, load_predictor, trainer_named
 from resources.hardware import Device, choose, this_machine
 
 if TYPE_CHECKING:
@@ -119,10 +119,16 @@ class Task:
         made = {"training": self.made_from, "fit": name, "params": dict(params)}
         progress = Progress.of(Path(self.arguments["out"]), name, made, self.arguments["checkpoint"])
         x_valid, y_valid = (None, None) if valid is None else (self.x(valid), self.y(valid))
+        trainer = self.trainer.placed(self._place(rows))
         with self._followed() as progress.follower:
-            return self.trainer.fit(
+            return trainer.fit(
                 self.x(rows), self.y(rows), x_valid, y_valid, dict(params), self.seed, progress, self.device
             )
+
+    def _place(self, rows: pl.DataFrame) -> Place:
+        times, arguments = rows[EVENT_TIMESTAMP].dt.convert_time_zone("UTC").sort(), self.arguments
+        since, until = times[0].isoformat(), times[-1].isoformat()
+        return Place(arguments["model"], self.schema.to_json(), arguments["key"], arguments["label"], since, until)
 
     @contextmanager
     def _followed(self) -> Iterator[Callable[[int, float], None] | None]:

@@ -88,6 +88,21 @@ SERVING_GRAPH = "serving.onnx"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
+@dataclass(frozen=True)
+class Place:
+    """Which rows a fit is of: those of a training set of `model` from the event time `since` to `until`, both included.
+
+    `schema` is how a row is encoded, as `InputSchema.to_json` says it; times are ISO 8601 with a zone.
+    """
+
+    model: str
+    schema: Mapping[str, Any]
+    key: str
+    label: str
+    since: str
+    until: str
+
+
 class UnknownTrainerError(LookupError):
     """A trainer or a framework was named that no file here provides."""
 
@@ -173,6 +188,10 @@ class Trainer(ABC):
     def graph(self, model: Any) -> Graph | None:  # noqa: ARG002 - a default that frameworks override
         """The model as an ONNX graph, None where the framework has none; NotConvertibleError where this model has."""
         return None
+
+    def placed(self, place: Place) -> Trainer:  # noqa: ARG002 - a default for those who need only what `fit` is given
+        """The trainer that looks elsewhere for more rows like those of its fit, if it is one that does."""
+        return self
 
     def save(self, model: Any, directory: Path, rows: np.ndarray | None = None) -> None:
         """Write the model into `directory` (made if missing), and `serving.onnx` if that answers the same.

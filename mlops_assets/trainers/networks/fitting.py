@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mlops_assets.checkpoints import NO_CHECKPOINTS, Kept, Progress
 from mlops_assets.trainers import Trainer, TrainerParameterError
@@ -99,6 +99,8 @@ class NetTrainer(Trainer):
     `hidden` are the layers' sizes, `patience` the epochs without improvement after which fitting stops.
     """
 
+    own: ClassVar[tuple[str, ...]] = ()  # parameters that are no `Settings` of a net
+
     @abstractmethod
     def _learner(self, network: Network, settings: Settings, device: Device) -> Learner: ...
 
@@ -117,14 +119,18 @@ class NetTrainer(Trainer):
         progress: Progress = NO_CHECKPOINTS,
         device: Device = CPU,
     ) -> Network:
-        settings = Settings.of(type(self).__name__, {**self.params, **params})
-        prepared = Preparation.fit(x)
-        shift, scale = _target(y, self.task)
+        given = {**self.params, **params}
+        settings = Settings.of(type(self).__name__, {name: given[name] for name in given if name not in self.own})
+        prepared, shift, scale = self._scales(x, y)
         drawn = Network.drawn(self.task, prepared, settings.hidden, seed)
         valid = None if x_valid is None or y_valid is None else (prepared(x_valid), _scaled(y_valid, shift, scale))
         problem = Problem(drawn, prepared(x), _scaled(y, shift, scale), valid, settings, seed)
         layers, epochs = self._weights(problem, progress, device)
         return replace(drawn, layers=_in_units(layers, shift, scale), epochs=epochs)
+
+    def _scales(self, x: np.ndarray, y: np.ndarray) -> tuple[Preparation, float, float]:
+        """How a row becomes the net's input, and what a target is shifted and divided by."""
+        return (Preparation.fit(x), *_target(y, self.task))
 
     def write(self, model: Network, directory: Path) -> None:
         model.write(directory)
