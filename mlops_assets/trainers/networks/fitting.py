@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
@@ -90,6 +90,7 @@ class Problem:
     valid: tuple[np.ndarray, np.ndarray] | None
     settings: Settings
     seed: int
+    own: Mapping[str, Any] = field(default_factory=dict)  # what the trainer was given of its `own` parameters
 
 
 class NetTrainer(Trainer):
@@ -120,11 +121,12 @@ class NetTrainer(Trainer):
         device: Device = CPU,
     ) -> Network:
         given = {**self.params, **params}
-        settings = Settings.of(type(self).__name__, {name: given[name] for name in given if name not in self.own})
+        own = {name: given.pop(name) for name in self.own if name in given}
+        settings = Settings.of(type(self).__name__, given)
         prepared, shift, scale = self._scales(x, y)
         drawn = Network.drawn(self.task, prepared, settings.hidden, seed)
         valid = None if x_valid is None or y_valid is None else (prepared(x_valid), _scaled(y_valid, shift, scale))
-        problem = Problem(drawn, prepared(x), _scaled(y, shift, scale), valid, settings, seed)
+        problem = Problem(drawn, prepared(x), _scaled(y, shift, scale), valid, settings, seed, own)
         layers, epochs = self._weights(problem, progress, device)
         return replace(drawn, layers=_in_units(layers, shift, scale), epochs=epochs)
 
