@@ -78,6 +78,7 @@ POSTGRES = Setting(
 REDIS = Setting("MLOPS_REDIS_URL", ("redis", "rediss"), "redis://cache:6379/0", "online features", secret=True)
 S3 = Setting("MLOPS_S3_URL", ("s3",), "s3://bucket/prefix", "the lake and the logs; AWS_* hold the credentials")
 COMPUTE = "MLOPS_COMPUTE"  # the kind of machine that models are trained on where their declaration names none
+COMPUTE_ADDRESS = "MLOPS_COMPUTE_ADDRESS"  # of the cluster, where that kind has one: see resources/compute
 # These may be left out; `mlops up` names the two pages by the ports it found.
 DAGSTER_URL, MLFLOW_UI_URL = "MLOPS_DAGSTER_URL", "MLOPS_MLFLOW_UI_URL"
 REPORTS_URL, DEFAULT_REPORTS_URL = "MLOPS_REPORTS_URL", "http://127.0.0.1:3002"
@@ -159,7 +160,6 @@ def _embedded() -> dict[str, Any]:
     """Everything under MLOPS_HOME: SQLite, files, no server."""
     from resources.bentos import BentoStore
     from resources.champions import ChampionStore
-    from resources.compute import ComputeResource
     from resources.feast import FeastResource
     from resources.lake import Lake, ParquetIOManager
     from resources.mlflow import MlflowResource
@@ -170,13 +170,25 @@ def _embedded() -> dict[str, Any]:
         "lake": lake,
         "io_manager": ParquetIOManager(root=lake.root),
         "feast": FeastResource(),
-        "compute": ComputeResource(kind=os.environ.get(COMPUTE, "local")),
+        "compute": _compute(),
         "mlflow": MlflowResource(ui_url=os.environ.get(MLFLOW_UI_URL, "http://127.0.0.1:5000")),
         "bentos": BentoStore(),
         "releases": ReleaseStore(),
         "champions": ChampionStore(),
         "alerts": _alerts(),
     }
+
+
+def _compute() -> Any:
+    """Of the kind and the cluster that the environment names; an unknown kind is refused here, before any work."""
+    from resources.compute import ComputeResource, UnknownComputeError, known
+
+    try:
+        kind = known(os.environ.get(COMPUTE) or "local")
+    except UnknownComputeError as problem:
+        problem.add_note(f"{COMPUTE} names it.")
+        raise
+    return ComputeResource(kind=kind, address=os.environ.get(COMPUTE_ADDRESS, ""))
 
 
 def _alerts() -> Any:

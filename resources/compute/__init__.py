@@ -5,6 +5,7 @@ also the local one, lets nothing else through.
 """
 
 import json
+import logging
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -15,6 +16,8 @@ from pkgutil import iter_modules
 from typing import Any, Protocol, Self
 
 import dagster as dg
+
+logger = logging.getLogger(__name__)
 
 # A model may come out differently where one of these is another.
 PACKAGES = (
@@ -39,7 +42,8 @@ class Work:
     `resources` is what it needs of a machine, as `declarations.Resources.document` says it; kinds that cannot choose
     their machine leave it. `context` is the asset that asks: what the work says arrives there; only work in this
     process can do without.
-    `python` is the interpreter of another process, by default this one's.
+    `python` is the interpreter of another process, by default this one's; `address` the cluster, for kinds that have
+    one, empty for what the kind does without.
     """
 
     entrypoint: str
@@ -47,6 +51,7 @@ class Work:
     resources: Mapping[str, Any] = field(default_factory=dict)
     context: dg.AssetExecutionContext | None = None
     python: str = sys.executable
+    address: str = ""
 
     @property
     def packages(self) -> dict[str, str]:
@@ -58,7 +63,10 @@ class Compute(Protocol):
     """A kind of machine."""
 
     def run(self, work: Work) -> dict[str, Any]:
-        """Do the work; what it returns. Raises what it raises, here or as WorkFailedError, and WorkerLostError."""
+        """Do the work once; what it returns.
+
+        Raises what it raises, here or as WorkFailedError; WorkerLostError, NoWorkerError, OtherEnvironmentError.
+        """
         ...
 
 
@@ -90,11 +98,19 @@ class WorkFailedError(RuntimeError):
 
 
 class WorkerLostError(RuntimeError):
-    """The process that did the work died, or ended without a result."""
+    """The process that did the work died, or ended without a result. Another may be tried: see `Resources.retries`."""
 
     @classmethod
     def of(cls, entrypoint: str, cause: str, fix: str) -> Self:
         return cls(f"The worker that did {entrypoint} {cause}. {fix}")
+
+
+class NoWorkerError(RuntimeError):
+    """No machine was to be had, and nothing was begun: no cluster answers, or none of its machines is large enough."""
+
+    @classmethod
+    def of(cls, entrypoint: str, problem: str, fix: str) -> Self:
+        return cls(f"No worker for {entrypoint}: {problem}. {fix}")
 
 
 class OtherEnvironmentError(RuntimeError):
@@ -125,10 +141,14 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 class ComputeResource(dg.ConfigurableResource[Any]):
-    """Runs work on machines of one kind; `python` is the interpreter of other processes, by default this one's."""
+    """Runs work on machines of one kind; `python` is the interpreter of other processes, by default this one's.
+
+    `address` is the cluster's, where the kind has one and it is not this machine's own.
+    """
 
     kind: str = "local"
     python: str = ""
+    address: str = ""
 
     def run(
         self,
@@ -140,16 +160,33 @@ class ComputeResource(dg.ConfigurableResource[Any]):
     ) -> dict[str, Any]:
         """See `Work` and `Compute.run`; `kind` is another than the environment's, for one model, say.
 
-        Raises UnknownComputeError, EntrypointError, OtherEnvironmentError before anything is started.
+        A worker that is lost is replaced as often as `retries` of the resources says, whatever the kind.
+        Raises UnknownComputeError, EntrypointError, OtherEnvironmentError, NoWorkerError before anything is started.
         """
-        kind = kind or self.kind
-        if kind not in kinds():
-            raise UnknownComputeError.of(kind, kinds())
+        kind = known(kind or self.kind)
         machine: Compute = import_module(f"{__name__}.{kind}")
         given = _as_json(entrypoint, arguments)
-        work = Work(entrypoint, given, dict(resources or {}), context, self.python or sys.executable)
-        result: dict[str, Any] = _as_json(entrypoint, machine.run(work))
+        work = Work(entrypoint, given, dict(resources or {}), context, self.python or sys.executable, self.address)
+        result: dict[str, Any] = _as_json(entrypoint, _persistently(machine, work))
         return result
+
+
+def _persistently(machine: Compute, work: Work) -> dict[str, Any]:
+    """The work, begun again on another worker where one was lost. What it wrote down (a checkpoint) it goes on from."""
+    for left in range(work.resources.get("retries", 0), 0, -1):
+        try:
+            return machine.run(work)
+        except WorkerLostError as loss:
+            log = work.context.log if work.context else logger
+            log.warning("%s It is begun again; retries left: %s", loss, left - 1)
+    return machine.run(work)
+
+
+def known(kind: str) -> str:
+    """The kind, if a file here provides it. Raises UnknownComputeError."""
+    if kind not in kinds():
+        raise UnknownComputeError.of(kind, kinds())
+    return kind
 
 
 def _as_json(entrypoint: str, value: Any) -> Any:
