@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+import dagster as dg
+
 from resources.compute import EntrypointError, Work
+
+_asking: ContextVar[dg.AssetExecutionContext | None] = ContextVar("asking", default=None)
 
 
 def run(work: Work) -> dict[str, Any]:
@@ -17,8 +22,17 @@ def run(work: Work) -> dict[str, Any]:
     function = getattr(import_module(module), name, None)
     if not callable(function):
         raise EntrypointError.of(entrypoint, f"names nothing to call in {module}", "Name a function of that module.")
-    result: dict[str, Any] = function(work.arguments)
+    before = _asking.set(work.context)
+    try:
+        result: dict[str, Any] = function(work.arguments)
+    finally:
+        _asking.reset(before)
     return result
+
+
+def asking() -> dg.AssetExecutionContext | None:
+    """The asset that asks for the work of this thread, for work that hands out more; None where nobody does."""
+    return _asking.get()
 
 
 def _exists(module: str) -> bool:

@@ -91,6 +91,7 @@ class Problem:
     settings: Settings
     seed: int
     own: Mapping[str, Any] = field(default_factory=dict)  # what the trainer was given of its `own` parameters
+    target: tuple[float, float] = (0.0, 1.0)  # what a target as declared is shifted and divided by
 
 
 class NetTrainer(Trainer):
@@ -126,7 +127,7 @@ class NetTrainer(Trainer):
         prepared, shift, scale = self._scales(x, y)
         drawn = Network.drawn(self.task, prepared, settings.hidden, seed)
         valid = None if x_valid is None or y_valid is None else (prepared(x_valid), _scaled(y_valid, shift, scale))
-        problem = Problem(drawn, prepared(x), _scaled(y, shift, scale), valid, settings, seed, own)
+        problem = Problem(drawn, prepared(x), _scaled(y, shift, scale), valid, settings, seed, own, (shift, scale))
         layers, epochs = self._weights(problem, progress, device)
         return replace(drawn, layers=_in_units(layers, shift, scale), epochs=epochs)
 
