@@ -24,7 +24,7 @@ from pkgutil import iter_modules
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from mlops_assets.checkpoints import NO_CHECKPOINTS, Progress
-from resources.hardware import CPU, Device, Kind
+from resources.hardware import CPU, NEEDS, Device, Kind, Machine, choose
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
         MLXClassifier as MLXClassifier,
     )
     from mlops_assets.trainers.mlx import (
+        MLXImageClassifier as MLXImageClassifier,
+    )
+    from mlops_assets.trainers.mlx import (
         MLXRegressor as MLXRegressor,
     )
     from mlops_assets.trainers.onnx import (
@@ -62,6 +65,9 @@ if TYPE_CHECKING:
     )
     from mlops_assets.trainers.torch import (
         TorchClassifier as TorchClassifier,
+    )
+    from mlops_assets.trainers.torch import (
+        TorchImageClassifier as TorchImageClassifier,
     )
     from mlops_assets.trainers.torch import (
         TorchRegressor as TorchRegressor,
@@ -86,6 +92,17 @@ SERVING_GRAPH = "serving.onnx"
 # Threads of a tree library that wait by spinning starve each other as soon as two trainings share a machine:
 # the same fit took minutes beside another one, and seconds alone. Read by libgomp when it is loaded.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The predictor of one class among several; `shares` says how likely it takes each to be, shape (n, classes)."""
+
+    shares: Callable[[np.ndarray], np.ndarray]
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        chosen: np.ndarray = self.shares(x).argmax(axis=1).astype("float64")
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -141,6 +158,7 @@ class Trainer(ABC):
 
     task: ClassVar[Task]
     accelerators: ClassVar[tuple[Kind, ...]] = ("cpu",)  # what it can be fitted on, the best first
+    needs: ClassVar[Mapping[Kind, str]] = NEEDS  # the package that computes on each of them
 
     settings: tuple[tuple[str, Any], ...]
 
@@ -159,6 +177,10 @@ class Trainer(ABC):
     def framework(self) -> str:
         """The name of the module that loads what this trainer saves."""
         return type(self).__module__.rpartition(".")[2]
+
+    def device(self, accelerator: str, machine: Machine) -> Device:
+        """What to fit on there. Raises UnknownAcceleratorError, NoSuchDeviceError."""
+        return choose(accelerator, self.accelerators, machine, type(self).__name__, self.needs)
 
     @abstractmethod
     def fit(

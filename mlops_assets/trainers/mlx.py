@@ -1,4 +1,4 @@
-"""A net of dense layers fitted by MLX, Apple's array library (its Linux build uses the CPU); saved as safetensors.
+"""A net fitted by MLX, Apple's array library (its Linux build uses the CPU); saved as safetensors.
 
 It is fitted on MLX's default device, the GPU on a Mac; it answers on the CPU, where one row costs no dispatch
 and products are in full float32.
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets.trainers.networks import in_mlx
-from mlops_assets.trainers.networks.fitting import Learner, NetTrainer, Settings
+from mlops_assets.trainers.networks.fitting import IMAGE_DEFAULTS, Learner, NetTrainer, Settings
 from mlops_assets.trainers.networks.network import Layer, Network
 from resources.hardware import Device
 
@@ -39,14 +39,21 @@ class MLXRegressor(_MLX):
     task = "regression"
 
 
+class MLXImageClassifier(_MLX):
+    """Predicts the class of an image, from its numbers line by line; `image` is its height, width and channels."""
+
+    task = "multiclass"
+    defaults = IMAGE_DEFAULTS
+
+
 class _Learner:
     def __init__(self, network: Network, settings: Settings) -> None:
         import mlx.core as mx
         import mlx.optimizers as optim
 
         self.weights, self.batch = {"layers": in_mlx.arrays(network)}, settings.batch_size
-        criterion = in_mlx.criterion(network.task)
-        self.criterion: Any = lambda weights, x, y: criterion(in_mlx.forward(weights["layers"], x), y)
+        criterion, image = in_mlx.criterion(network.task), network.preparation.image
+        self.criterion: Any = lambda weights, x, y: criterion(in_mlx.forward(weights["layers"], x, image), y)
         self.gradient: Any = mx.value_and_grad(self.criterion)
         self.optimizer = optim.AdamW(learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
 
@@ -96,6 +103,6 @@ def load(directory: Path) -> Predictor:
 
     def forward(prepared: np.ndarray) -> np.ndarray:
         with mx.stream(mx.cpu):
-            return np.array(in_mlx.forward(weights, mx.array(prepared)))
+            return np.array(in_mlx.forward(weights, mx.array(prepared), network.preparation.image))
 
     return network.predictor(forward)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlops_assets.trainers import threads
 from mlops_assets.trainers.networks import in_torch
-from mlops_assets.trainers.networks.fitting import Learner, NetTrainer, Settings
+from mlops_assets.trainers.networks.fitting import IMAGE_DEFAULTS, Learner, NetTrainer, Settings
 from mlops_assets.trainers.networks.network import Layer, Network
 from resources.hardware import Device
 
@@ -34,6 +34,13 @@ class TorchRegressor(_Torch):
     """Predicts a value, by squared error."""
 
     task = "regression"
+
+
+class TorchImageClassifier(_Torch):
+    """Predicts the class of an image, from its numbers line by line; `image` is its height, width and channels."""
+
+    task = "multiclass"
+    defaults = IMAGE_DEFAULTS
 
 
 class _Learner:

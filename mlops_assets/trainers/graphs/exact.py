@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mlops_assets.trainers import Classes
 from mlops_assets.trainers.graphs import runtime
 from mlops_assets.trainers.graphs.graph import Graph, probes
 
@@ -41,14 +42,14 @@ def add_graph(directory: Path, graph: Graph, native: Predictor, rows: np.ndarray
 
 
 def difference(one: Predictor, other: Predictor, rows: np.ndarray) -> float:
-    """The largest difference of two predictors; inf for a NaN.
+    """The largest difference of two predictors, of classes that of their shares; inf for a NaN.
 
     Where values go beyond 1 it is a share of the largest: a float32 sum of trees is no more exact than its parts.
     """
     import numpy as np
 
-    expected = other(rows)
-    apart = np.abs(one(rows) - expected).max() / max(1.0, np.abs(expected).max())
+    told, expected = ((each.shares if isinstance(each, Classes) else each)(rows) for each in (one, other))
+    apart = np.abs(told - expected).max() / max(1.0, np.abs(expected).max())
     return float(apart) if np.isfinite(apart) else float("inf")
 
 

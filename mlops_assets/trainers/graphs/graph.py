@@ -1,4 +1,7 @@
-"""A model as an ONNX graph: `x`, float32 of shape (n, columns), to `y`, double of shape (n,)."""
+"""A model as an ONNX graph: `x`, float32 of shape (n, columns), to `y`, double of shape (n,).
+
+One that chooses among classes also tells `shares`, double of shape (n, classes): how likely it takes each to be.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 OPSETS = {"": 18, "ai.onnx.ml": 5}  # ONNX 1.16, of 2024
 IR_VERSION = 10
 INPUT, OUTPUT = "x", "y"
-FLAT = "flat"
+FLAT, SHARES = "flat", "shares"
 
 
 class NotConvertibleError(ValueError):
@@ -32,18 +35,24 @@ class Graph:
     edges: Sequence[np.ndarray]
 
 
-def assemble(nodes: Sequence[NodeProto], constants: Mapping[str, np.ndarray], columns: int, last: str) -> ModelProto:
-    """The ONNX model of `nodes`, which read `x` and the constants; `last`, double of shape (n, 1), becomes `y`."""
+def assemble(
+    nodes: Sequence[NodeProto], constants: Mapping[str, np.ndarray], columns: int, last: str, classes: int = 0
+) -> ModelProto:
+    """The ONNX model of `nodes`, which read `x` and the constants; `last`, double of shape (n, 1), becomes `y`.
+
+    Nodes that tell the shares of so many `classes` name them `shares`.
+    """
     import numpy as np
     from onnx import TensorProto, helper, numpy_helper
 
     flat = helper.make_node("Reshape", [last, FLAT], [OUTPUT])
     constants = {**constants, FLAT: np.array([-1])}
+    shares = [helper.make_tensor_value_info(SHARES, TensorProto.DOUBLE, ["n", classes])] if classes else []
     graph = helper.make_graph(
         [*nodes, flat],
         "model",
         [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["n", columns])],
-        [helper.make_tensor_value_info(OUTPUT, TensorProto.DOUBLE, ["n"])],
+        [helper.make_tensor_value_info(OUTPUT, TensorProto.DOUBLE, ["n"]), *shares],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     return helper.make_model(

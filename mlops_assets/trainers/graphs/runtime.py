@@ -12,7 +12,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_assets.trainers import UnsafeModelFileError
+from mlops_assets.trainers import Classes, UnsafeModelFileError
+from mlops_assets.trainers.graphs.graph import INPUT, OUTPUT, SHARES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,13 +37,14 @@ def load(directory: Path) -> Predictor:
         raise UnsafeModelFileError.of(path, WANTED, "one that names another file")
     session = session_of(path, graph)
     _refuse_other_origin(directory, session.get_modelmeta().custom_metadata_map.get(MADE_FROM))
-    outputs, run = ["y"], session.run
+    told = {output.name for output in session.get_outputs()}
+    outputs, run = [SHARES if SHARES in told else OUTPUT], session.run
 
     def predict(x: np.ndarray) -> np.ndarray:
-        answer: np.ndarray = run(outputs, {"x": x})[0]
+        answer: np.ndarray = run(outputs, {INPUT: x})[0]
         return answer
 
-    return predict
+    return Classes(predict) if SHARES in told else predict
 
 
 def session_of(path: Path, graph: bytes) -> Any:

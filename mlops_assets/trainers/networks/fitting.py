@@ -9,12 +9,14 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from mlops_assets.checkpoints import NO_CHECKPOINTS, Kept, Progress
 from mlops_assets.trainers import Trainer, TrainerParameterError
-from mlops_assets.trainers.networks.network import Layer, Network, Preparation
+from mlops_assets.trainers.networks.network import Layer, Network
+from mlops_assets.trainers.networks.preparation import Image, ImagePreparation, Preparation
 from resources.hardware import CPU, Device
 
 if TYPE_CHECKING:
@@ -30,6 +32,10 @@ DEFAULTS: Mapping[str, Any] = {
     "epochs": 50,
     "patience": 5,
 }
+IMAGE_DEFAULTS: Mapping[str, Any] = {**DEFAULTS, "hidden": (64,), "batch_size": 64, "image": (), "channels": (16, 32)}
+LISTS = ("hidden", "channels", "image")
+SIZES = (*LISTS, "batch_size", "epochs", "patience")
+MOST_CLASSES = 10_000  # each has its own weights: a label with an id for each row is no class
 
 
 class Learner(Protocol):
@@ -40,7 +46,7 @@ class Learner(Protocol):
         ...
 
     def loss(self, x: np.ndarray, y: np.ndarray) -> float:
-        """The mean loss: log loss, or squared error."""
+        """The mean loss: log loss (of several classes, cross entropy), or squared error."""
         ...
 
     def layers(self) -> tuple[Layer, ...]:
@@ -66,18 +72,35 @@ class Settings:
     batch_size: int
     epochs: int
     patience: int
+    image: Image | None = None
+    channels: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, trainer: str, given: Mapping[str, Any]) -> Settings:
+    def of(cls, trainer: str, given: Mapping[str, Any], defaults: Mapping[str, Any] = DEFAULTS) -> Settings:
         for name in given:
-            if name not in DEFAULTS:
-                raise TrainerParameterError.of(trainer, name, "is not known", f"It knows: {', '.join(DEFAULTS)}.")
-        settings = cls(**{**DEFAULTS, **given, "hidden": tuple(given.get("hidden", DEFAULTS["hidden"]))})
-        for name in ("hidden", "batch_size", "epochs", "patience"):
-            value = getattr(settings, name)
-            if not all(isinstance(one, int) and one > 0 for one in (value if name == "hidden" else [value])):
-                raise TrainerParameterError.of(trainer, name, f"is {value!r}", "Give whole numbers above 0.")
-        return settings
+            if name not in defaults:
+                raise TrainerParameterError.of(trainer, name, "is not known", f"It knows: {', '.join(defaults)}.")
+        told = {**defaults, **given}
+        for name in [name for name in SIZES if name in told]:
+            value = told[name] if name in LISTS else [told[name]]
+            if not isinstance(value, list | tuple) or not all(isinstance(one, int) and one > 0 for one in value):
+                raise TrainerParameterError.of(trainer, name, f"is {told[name]!r}", "Give whole numbers above 0.")
+        told |= {name: tuple(told[name]) for name in LISTS if name in told}
+        if "image" in told:
+            told["image"] = _image(trainer, told["image"], len(told["channels"]))
+        return cls(**told)
+
+
+def _image(trainer: str, given: tuple[int, ...], halvings: int) -> Image:
+    """Height, width and channels, one where none are told; large enough to be halved by each convolution."""
+    if len(given) not in (2, 3):
+        fix = "Give height and width, and the channels of a pixel if there are several."
+        raise TrainerParameterError.of(trainer, "image", f"is {given!r}", fix)
+    height, width, channels = (*given, 1)[:3]
+    if min(height, width) >> halvings == 0:
+        problem = f"{given!r} is too small to be halved {halvings} times"
+        raise TrainerParameterError.of(trainer, "image", problem, "Give fewer `channels`.")
+    return height, width, channels
 
 
 @dataclass(frozen=True)
@@ -98,9 +121,11 @@ class NetTrainer(Trainer):
     """Fits a net of dense layers. Columns are scaled and missing values marked by the net itself.
 
     It reads a category's index as a number, so give it numeric inputs, such as an embedding.
-    `hidden` are the layers' sizes, `patience` the epochs without improvement after which fitting stops.
+    `hidden` are the layers' sizes, `patience` the epochs without improvement after which fitting stops. Of images,
+    whose pixels come line by line, `channels` are the sizes of the convolutions before those layers.
     """
 
+    defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
     own: ClassVar[tuple[str, ...]] = ()  # parameters that are no `Settings` of a net
 
     @abstractmethod
@@ -123,17 +148,41 @@ class NetTrainer(Trainer):
     ) -> Network:
         given = {**self.params, **params}
         own = {name: given.pop(name) for name in self.own if name in given}
-        settings = Settings.of(type(self).__name__, given)
-        prepared, shift, scale = self._scales(x, y)
-        drawn = Network.drawn(self.task, prepared, settings.hidden, seed)
+        settings = Settings.of(type(self).__name__, given, self.defaults)
+        self._refuse_other_columns(x, settings)
+        prepared, shift, scale = self._scales(x, y, settings)
+        outputs = self._classes(y, y_valid) if self.task == "multiclass" else 1
+        drawn = Network.drawn(self.task, prepared, settings.hidden, seed, settings.channels, outputs)
         valid = None if x_valid is None or y_valid is None else (prepared(x_valid), _scaled(y_valid, shift, scale))
         problem = Problem(drawn, prepared(x), _scaled(y, shift, scale), valid, settings, seed, own, (shift, scale))
         layers, epochs = self._weights(problem, progress, device)
         return replace(drawn, layers=_in_units(layers, shift, scale), epochs=epochs)
 
-    def _scales(self, x: np.ndarray, y: np.ndarray) -> tuple[Preparation, float, float]:
+    def _scales(self, x: np.ndarray, y: np.ndarray, settings: Settings) -> tuple[Preparation, float, float]:
         """How a row becomes the net's input, and what a target is shifted and divided by."""
-        return (Preparation.fit(x), *_target(y, self.task))
+        prepared = ImagePreparation.of(x, settings.image) if settings.image else Preparation.fit(x)
+        return (prepared, *_target(y, self.task))
+
+    def _classes(self, y: np.ndarray, y_valid: np.ndarray | None) -> int:
+        """How many there are. One that only validation rows hold has its place too; whatever it says there is wrong."""
+        highest = max(int(rows.max()) for rows in (y, y_valid) if rows is not None)
+        if highest >= MOST_CLASSES:
+            raise TrainerParameterError.of(
+                type(self).__name__,
+                "label",
+                f"goes up to class {highest}",
+                f"Number at most {MOST_CLASSES} classes from 0.",
+            )
+        return highest + 1
+
+    def _refuse_other_columns(self, x: np.ndarray, settings: Settings) -> None:
+        if settings.image and x.shape[1] != prod(settings.image):
+            raise TrainerParameterError.of(
+                type(self).__name__,
+                "image",
+                f"is {settings.image}, {prod(settings.image)} numbers, and the rows have {x.shape[1]}",
+                "State the image's own size, or give the model its pixels alone.",
+            )
 
     def write(self, model: Network, directory: Path) -> None:
         model.write(directory)
@@ -191,7 +240,7 @@ def _restored(learner: Learner, kept: Kept) -> tuple[tuple[Layer, ...], float, i
 
 def _target(y: np.ndarray, task: str) -> tuple[float, float]:
     """Values are learned in standard deviations from their mean, whatever their unit; classes as they are."""
-    if task == "classification":
+    if task != "regression":
         return 0.0, 1.0
     return float(y.mean()), float(y.std()) or 1.0
 

@@ -11,18 +11,37 @@ if TYPE_CHECKING:
 
 
 def module(network: Network) -> Any:
-    """The layers as a torch module, ReLU between them."""
+    """The layers as a torch module, ReLU between them; images come flat, channel by channel."""
     import torch
 
-    parts: list[Any] = []
-    for layer in network.layers:
-        outputs, inputs = layer.weight.shape
-        dense = torch.nn.utils.skip_init(torch.nn.Linear, inputs, outputs)
-        with torch.no_grad():
-            dense.weight.copy_(torch.from_numpy(layer.weight.copy()))
-            dense.bias.copy_(torch.from_numpy(layer.bias.copy()))
-        parts += [dense, torch.nn.ReLU()]
+    image, parts = network.preparation.image, list[Any]()
+    if image:
+        height, width, planes = image
+        parts.append(torch.nn.Unflatten(1, (planes, height, width)))
+    for place, layer in enumerate(network.layers):
+        if layer.convolves:
+            parts += [_filled(layer), torch.nn.ReLU(), torch.nn.MaxPool2d(2)]
+            continue
+        if place and network.layers[place - 1].convolves:
+            parts.append(torch.nn.Flatten())
+        parts += [_filled(layer), torch.nn.ReLU()]
     return torch.nn.Sequential(*parts[:-1])
+
+
+def _filled(layer: Layer) -> Any:
+    """A torch layer of these weights."""
+    import torch
+
+    outputs, inputs, *kernel = layer.weight.shape
+    build = torch.nn.utils.skip_init
+    if kernel:
+        made = build(torch.nn.Conv2d, inputs, outputs, tuple(kernel), padding=kernel[0] // 2)
+    else:
+        made = build(torch.nn.Linear, inputs, outputs)
+    with torch.no_grad():
+        made.weight.copy_(torch.from_numpy(layer.weight.copy()))
+        made.bias.copy_(torch.from_numpy(layer.bias.copy()))
+    return made
 
 
 def numbers(tensor: Any) -> np.ndarray:
@@ -32,11 +51,14 @@ def numbers(tensor: Any) -> np.ndarray:
 
 def layers(built: Any) -> tuple[Layer, ...]:
     """A copy of the weights of a module."""
-    return tuple(Layer(numbers(dense.weight), numbers(dense.bias)) for dense in built[::2])
+    return tuple(Layer(numbers(part.weight), numbers(part.bias)) for part in built if hasattr(part, "weight"))
 
 
 def criterion(task: str) -> Any:
     """The mean loss of what a module gives against the targets of a task."""
     import torch
 
+    if task == "multiclass":
+        entropy = torch.nn.CrossEntropyLoss()
+        return lambda logits, classes: entropy(logits, classes[:, 0].long())
     return torch.nn.BCEWithLogitsLoss() if task == "classification" else torch.nn.MSELoss()

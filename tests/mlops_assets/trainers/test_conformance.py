@@ -38,6 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mlx": NET,
     "keras": NET,
 }
+IMAGE = {**NET, "image": [2, 2], "channels": [8], "learning_rate": 0.03}  # the four columns of a row as its pixels
 ELSEWHERE = TemporaryDirectory(prefix="trained-elsewhere-")  # removed when the tests end
 
 
@@ -66,6 +67,8 @@ def elsewhere(name: str) -> dict[str, str]:
 
 def settings(kind: type[Trainer]) -> dict[str, Any]:
     framework = kind.__module__.rpartition(".")[2]
+    if kind.task == "multiclass":
+        return IMAGE
     return elsewhere(kind.__name__) if framework == "onnx" else SMALL.get(framework, {})
 
 
@@ -87,6 +90,8 @@ def rows(task: str, n: int = 600, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     y = x[:, 0] + 0.5 * x[:, 1] + random.normal(scale=0.2, size=n)
     x[random.random(x.shape) < 0.1] = np.nan
     x[:, 3] = np.nan
+    if task == "multiclass":
+        return x, np.digitize(y, [-0.7, 0.7]).astype(np.float64)
     return x, (y > 0).astype(np.float64) if task == "classification" else y
 
 

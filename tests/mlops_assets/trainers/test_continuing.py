@@ -28,6 +28,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("LightGBMRegressor", {**BOOSTED, "objective": "regression_l1"}),
     ("LightGBMClassifier", {**BOOSTED, **BAGGED}),
     ("LightGBMClassifier", {"num_iterations": 40, "subsample": 0.8, "subsample_freq": 1, "early_stopping_rounds": 4}),
+    *((f"{kind}ImageClassifier", {**NET, "image": [2, 3], "channels": [4]}) for kind in ("Torch", "MLX")),
     *((f"{kind}{task}", NET) for kind in ("Torch", "MLX", "Keras") for task in ("Classifier", "Regressor")),
 ]
 cases = pytest.mark.parametrize(
@@ -66,6 +67,8 @@ def rows(task: str, n: int = 500, seed: int = 0) -> tuple[np.ndarray, np.ndarray
     y = x[:, 0] + x[:, 1] * x[:, 2] + random.normal(scale=0.5, size=n)
     x[random.random(x.shape) < 0.1] = np.nan
     x[:, 4] = np.round(x[:, 4])
+    if task == "multiclass":
+        return x, np.digitize(y, [-0.7, 0.7]).astype(np.float64)
     return x, (y > 0).astype(np.float64) if task == "classification" else y
 
 
