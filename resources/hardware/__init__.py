@@ -7,11 +7,12 @@ system say is known in milliseconds, where importing torch takes seconds.
 
 from __future__ import annotations
 
-import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -20,6 +21,8 @@ Kind = Literal["cuda", "mlx", "mps", "cpu"]
 Accelerator = Literal["auto", "cuda", "mlx", "mps", "cpu"]
 PREFERRED: tuple[Kind, ...] = get_args(Kind)
 NEEDS: Mapping[Kind, str] = {"cuda": "torch", "mlx": "mlx", "mps": "torch"}  # the package that computes there
+UNIFIED: tuple[Kind, ...] = ("mlx", "mps")  # CPU and GPU share one memory there
+Build = Literal["cuda", "cpu"]  # what a package was built for
 
 
 class UnknownAcceleratorError(ValueError):
@@ -52,7 +55,8 @@ class NoSuchDeviceError(RuntimeError):
 class Device:
     """One thing to compute on. `reason` says why it is not a better one; empty where it is the first choice.
 
-    `memory_gb` is in GiB, of the GPU; where CPU and GPU share it (Apple Silicon), of the machine.
+    `memory_gb` is in GiB, of the GPU; where CPU and GPU share it (Apple Silicon), of the machine. `index` is as CUDA
+    counts, among the GPUs that this process may see; `uuid` is the driver's own name of a GPU.
     """
 
     kind: Kind
@@ -60,9 +64,16 @@ class Device:
     memory_gb: float
     index: int = 0
     reason: str = ""
+    uuid: str = ""
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether what it takes is taken from the CPU, and from everything else that runs."""
+        return self.kind in UNIFIED
 
     def __str__(self) -> str:
-        return f"{self.name}, {self.memory_gb:g} GB" + (f" ({self.reason})" if self.reason else "")
+        memory = f"{self.memory_gb:g} GB" + (" shared by CPU and GPU" if self.shares_memory else "")
+        return f"{self.name}, {memory}" + (f" ({self.reason})" if self.reason else "")
 
 
 CPU = Device("cpu", "CPU", 0.0)  # for those who need none in particular
@@ -72,7 +83,8 @@ CPU = Device("cpu", "CPU", 0.0)  # for those who need none in particular
 class Machine:
     """What the operating system, the driver and the installed packages say.
 
-    `nvidia` are the GPUs that the driver names, `no_nvidia` why it names none; `packages` those of NEEDS that are here.
+    `nvidia` are the GPUs that the driver names, `no_nvidia` why it names none; `packages` are those that compute, as
+    far as they are here, and what each was built for.
     """
 
     system: str
@@ -81,7 +93,7 @@ class Machine:
     memory_gb: float
     nvidia: tuple[Device, ...] = ()
     no_nvidia: str = ""
-    packages: frozenset[str] = field(default_factory=frozenset)
+    packages: Mapping[str, Build] = field(default_factory=dict)
 
     @property
     def is_apple_silicon(self) -> bool:
@@ -92,42 +104,51 @@ class Machine:
         """What can be computed on here, the best first."""
         return {kind: device for kind in PREFERRED if isinstance(device := self.device(kind), Device)}
 
-    def device(self, kind: Kind) -> Device | str:
-        """The first device of a kind, or why there is none."""
+    def device(self, kind: Kind, needs: Mapping[Kind, str] = NEEDS) -> Device | str:
+        """The first device of a kind, or why there is none; `needs` names the package that computes on each."""
         if kind == "cpu":
             return Device("cpu", self.chip, self.memory_gb)
         if kind == "cuda" and not self.nvidia:
             return self.no_nvidia
-        if kind in ("mps", "mlx") and not self.is_apple_silicon:
+        if kind in UNIFIED and not self.is_apple_silicon:
             return f"this is {self.system} on {self.arch}, not macOS on Apple Silicon"
-        if NEEDS[kind] not in self.packages:
-            return f"the package {NEEDS[kind]!r} is not installed"
+        if (package := needs[kind]) not in self.packages:
+            return f"the package {package!r} is not installed"
+        if kind == "cuda" and self.packages[package] != "cuda":
+            return f"the package {package!r} that is installed was built without CUDA"
         return self.nvidia[0] if kind == "cuda" else Device(kind, self.chip, self.memory_gb)
 
 
-def choose(wanted: str, usable: Sequence[Kind], machine: Machine, who: str = "The trainer") -> Device:
+def choose(
+    wanted: str,
+    usable: Sequence[Kind],
+    machine: Machine,
+    who: str = "The trainer",
+    needs: Mapping[Kind, str] = NEEDS,
+) -> Device:
     """The device to train on: the one that is required, or with "auto" the best that `usable`, in its order, allows.
 
-    Raises UnknownAcceleratorError, and NoSuchDeviceError before any work is lost; "auto" falls back, and says why.
+    `needs` names the package that computes on each kind. Raises UnknownAcceleratorError, and NoSuchDeviceError before
+    any work is lost; "auto" falls back, and says why.
     """
     if wanted not in get_args(Accelerator):
         raise UnknownAcceleratorError.of(wanted)
     if wanted != "auto":
-        return _required(wanted, usable, machine, who)
+        return _required(wanted, usable, machine, who, needs)
     refused: list[str] = []
     for kind in usable:
-        device = machine.device(kind)
+        device = machine.device(kind, needs)
         if isinstance(device, Device):
-            return Device(device.kind, device.name, device.memory_gb, device.index, "; ".join(refused))
+            return replace(device, reason="; ".join(refused))
         refused.append(f"no {kind}: {device}")
     raise NoSuchDeviceError.missing(" or ".join(usable), "; ".join(refused), machine)
 
 
-def _required(wanted: str, usable: Sequence[Kind], machine: Machine, who: str) -> Device:
+def _required(wanted: str, usable: Sequence[Kind], machine: Machine, who: str, needs: Mapping[Kind, str]) -> Device:
     kind = next((kind for kind in usable if kind == wanted), None)
     if kind is None:
         raise NoSuchDeviceError.unusable(wanted, who, usable)
-    device = machine.device(kind)
+    device = machine.device(kind, needs)
     if isinstance(device, str):
         raise NoSuchDeviceError.missing(wanted, device, machine)
     return device
@@ -136,38 +157,52 @@ def _required(wanted: str, usable: Sequence[Kind], machine: Machine, who: str) -
 @cache
 def this_machine() -> Machine:
     """The machine that this process runs on; asked once, since none of it changes while a process lives."""
-    import psutil
+    from resources.hardware.nvidia import gpus
 
-    nvidia, why_not = _nvidia()
+    nvidia, why_not = gpus()
     return Machine(
         system=platform.system(),
         arch=platform.machine(),
         chip=_chip(),
-        memory_gb=_gib(psutil.virtual_memory().total),
+        memory_gb=_memory_gb(),
         nvidia=nvidia,
         no_nvidia=why_not,
-        packages=frozenset(name for name in set(NEEDS.values()) if find_spec(name)),
+        packages=_packages(),
     )
 
 
-def _nvidia() -> tuple[tuple[Device, ...], str]:
-    """The GPUs that NVIDIA's management library names, or why there are none."""
-    if find_spec("pynvml") is None:
-        return (), "the package 'nvidia-ml-py' is not installed"
-    import pynvml
+def _packages() -> dict[str, Build]:
+    """Those that compute, and whether they were built with CUDA; told by their files, not by importing them."""
+    found: dict[str, Build] = {"mlx": "cpu"} if find_spec("mlx") else {}
+    if torch := find_spec("torch"):
+        (folder,) = torch.submodule_search_locations or ("",)
+        found["torch"] = torch_build(Path(folder, "version.py").read_text())
+    if find_spec("xgboost"):
+        found["xgboost"] = "cpu" if _is_installed("xgboost-cpu") else "cuda"
+    return found
 
+
+def torch_build(text: str) -> Build:
+    """By the line of torch/version.py that has the version of CUDA, or None."""
+    told = re.search(r"^cuda\b[^=\n]*=\s*(\S+)", text, re.MULTILINE)
+    return "cuda" if told and told[1] != "None" else "cpu"
+
+
+def _is_installed(distribution: str) -> bool:
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as problem:
-        return (), f"no NVIDIA driver answers ({problem})"
-    handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-        return (), "CUDA_VISIBLE_DEVICES hides every GPU"
-    gpus = tuple(
-        Device("cuda", _text(pynvml.nvmlDeviceGetName(one)), _gib(pynvml.nvmlDeviceGetMemoryInfo(one).total), index)
-        for index, one in enumerate(handles)
-    )
-    return gpus, "" if gpus else "the NVIDIA driver names no GPU"
+        return bool(version(distribution))
+    except PackageNotFoundError:
+        return False
+
+
+def _memory_gb() -> float:
+    """Of the machine, or what of it this container may take."""
+    import psutil
+
+    bound = Path("/sys/fs/cgroup/memory.max")
+    told = bound.read_text().strip() if bound.exists() else "max"
+    total = psutil.virtual_memory().total
+    return gib(min(total, int(told)) if told.isdigit() else total)
 
 
 def _chip() -> str:
@@ -182,9 +217,5 @@ def _chip() -> str:
     return names[0].partition(":")[2].strip() if names else platform.processor() or platform.machine()
 
 
-def _gib(size: int) -> float:
+def gib(size: int) -> float:
     return round(size / 2**30, 1)
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import platform
 import re
-import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
+
+from resources.hardware.asking import Ask, output
 
 Level = Literal["nominal", "fair", "serious", "critical"]
 LEVELS: tuple[Level, ...] = get_args(Level)
@@ -25,9 +26,8 @@ NOTIFIED = ("/usr/bin/notifyutil", "-g", "com.apple.system.thermalpressurelevel"
 PMSET = ("/usr/bin/pmset", "-g", "therm")
 POWERMETRICS = ("/usr/bin/sudo", "-n", "/usr/bin/powermetrics", "--samplers", "thermal", "-n", "1", "-i", "100")
 WARM_C = 10.0  # this much below what a sensor calls high is warm already
-SECONDS = 5.0
-
-Ask = Callable[[Sequence[str]], str | None]
+# What `pmset` calls its warnings (IOPM.h); 255 is unknown, and what a platform adds lies between 100 and that.
+WARNINGS: Mapping[int, Level] = {0: "nominal", 5: "serious", 10: "critical", 100: "serious", 110: "critical"}
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Thermal:
 
 def thermal() -> Thermal | None:
     """The worst of what can be read here; None where nothing can."""
-    readings = [*_apple(_output)] if platform.system() == "Darwin" else [*_sensors(_temperatures()), *_nvidia()]
+    readings = [*_apple(output)] if platform.system() == "Darwin" else [*_sensors(_temperatures()), *_nvidia()]
     return max(readings, key=lambda one: one.step, default=None)
 
 
@@ -70,16 +70,35 @@ def notified(text: str) -> Thermal | None:
 
 
 def pmset(text: str) -> Thermal | None:
-    """What `pmset -g therm` says of the processor's speed; an Apple Silicon that was never hot says so in notes."""
-    found = re.search(r"CPU_Speed_Limit\s*=\s*(\d+)", text)
-    if found:
-        limit = int(found[1])
-        level: Level = (
-            "nominal" if limit >= 100 else "fair" if limit >= 90 else "serious" if limit >= 60 else "critical"
-        )
-        return Thermal(level, "pmset", f"the processor runs at {limit} % of its speed")
+    """The worse of what `pmset -g therm` says of a warning and of the processor's speed.
+
+    An Apple Silicon that was never hot says so in notes.
+    """
+    told = [found for found in (_warning(text), _speed(text)) if found]
+    if told:
+        return max(told, key=lambda one: one.step)
     quiet = "No thermal warning level" in text and "No performance warning level" in text
     return Thermal("nominal", "pmset", "no warning was recorded") if quiet else None
+
+
+def _warning(text: str) -> Thermal | None:
+    """The last `Thermal Warning Level = 5`; a level that a platform adds is at least serious."""
+    found = re.findall(r"Thermal Warning Level = (\d+)", text)
+    number = int(found[-1]) if found else 255
+    if number >= 255:
+        return None
+    level = WARNINGS.get(number, "serious" if number >= 100 else "fair")
+    return Thermal(level, "pmset", f"thermal warning level {number}")
+
+
+def _speed(text: str) -> Thermal | None:
+    """The lower of the speed and the share of its time that the processor is left, in percent."""
+    found = [int(limit) for limit in re.findall(r"CPU_(?:Speed|Scheduler)_Limit\s*=\s*(\d+)", text)]
+    if not found:
+        return None
+    limit = min(found)
+    level: Level = "nominal" if limit >= 100 else "fair" if limit >= 90 else "serious" if limit >= 60 else "critical"
+    return Thermal(level, "pmset", f"the processor runs at {limit} % of its speed")
 
 
 def powermetrics(text: str) -> Thermal | None:
@@ -137,12 +156,3 @@ def _temperatures() -> Mapping[str, Sequence[Any]]:
 
     read = getattr(psutil, "sensors_temperatures", None)  # Linux and FreeBSD alone
     return read() if read else {}
-
-
-def _output(command: Sequence[str]) -> str | None:
-    """What a command prints; None where it is not here, not allowed, or hangs."""
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return ran.stdout if ran.returncode == 0 else None

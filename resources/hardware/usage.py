@@ -1,6 +1,6 @@
 """What a piece of work took of the machine: a thread looks once a second, and is gone when the work is done.
 
-Peak memory and utilisation of this process and its children, of the GPU where NVIDIA's driver tells, and the worst
+Peak memory and utilisation of this process and its children, of the GPU where its driver tells, and the worst
 thermal state. The numbers are for a run's metrics, so each has its unit in its name.
 """
 
@@ -14,18 +14,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from resources.hardware import Device
+from resources.hardware import Device, apple, nvidia
 from resources.hardware.thermal import LEVELS, thermal
 
 EVERY_SECONDS = 1.0
-THERMAL_EVERY = 10  # looks; asking a Mac starts a process
+ASKED_EVERY = 10  # looks; asking a Mac starts a process
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Usage:
-    """What was seen so far. CPU is in percent of one core, summed over processes; memory in GiB."""
+    """What was seen so far. CPU is in percent of one core, summed over processes; memory in GiB.
+
+    An NVIDIA GPU's memory and load are of the whole GPU, of all that run on it; on Apple Silicon the memory is what
+    this process held there, of the memory that CPU and GPU share.
+    """
 
     seconds: float = 0.0
     peak_memory_gb: float = 0.0
@@ -33,6 +37,7 @@ class Usage:
     gpu_percent: list[float] = field(default_factory=list)
     gpu_memory_gb: float = 0.0
     hottest: int = -1
+    no_gpu_told: bool = False
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -42,6 +47,7 @@ class Usage:
             told["hardware/cpu_percent"] = 100 * self.cpu_seconds / self.seconds
         if self.gpu_percent:
             told["hardware/gpu_percent"] = sum(self.gpu_percent) / len(self.gpu_percent)
+        if self.gpu_memory_gb:
             told["hardware/gpu_peak_memory_gb"] = self.gpu_memory_gb
         if self.hottest >= 0:
             told["hardware/thermal_step"] = float(self.hottest)
@@ -58,12 +64,14 @@ def metered(device: Device) -> Iterator[Usage]:
     import psutil
 
     usage, done, me = Usage(), threading.Event(), psutil.Process()
+    if device.shares_memory:
+        apple.forget_peak(device)
     began, spent = time.monotonic(), _cpu_seconds(me)
 
     def look() -> None:
         looks = 0
         while True:
-            _look(usage, me, device, with_heat=looks % THERMAL_EVERY == 0)
+            _look(usage, me, device, ask=looks % ASKED_EVERY == 0)
             looks += 1
             if done.wait(EVERY_SECONDS):
                 return
@@ -77,14 +85,23 @@ def metered(device: Device) -> Iterator[Usage]:
         thread.join()
         usage.seconds = time.monotonic() - began
         usage.cpu_seconds = _cpu_seconds(me) - spent
+        _look_at_memory(usage, me, device)  # work that was over before the first look held something too
 
 
-def _look(usage: Usage, me: Any, device: Device, *, with_heat: bool) -> None:
-    usage.peak_memory_gb = max(usage.peak_memory_gb, _memory_gb(me))
+def _look(usage: Usage, me: Any, device: Device, *, ask: bool) -> None:
+    _look_at_memory(usage, me, device)
     if device.kind == "cuda":
-        _look_at_gpu(usage, device.index)
-    if with_heat and (heat := thermal()) is not None:
+        _look_at_nvidia(usage, device)
+    elif ask and device.shares_memory and (busy := apple.gpu_percent()) is not None:
+        usage.gpu_percent.append(busy)
+    if ask and (heat := thermal()) is not None:
         usage.hottest = max(usage.hottest, heat.step)
+
+
+def _look_at_memory(usage: Usage, me: Any, device: Device) -> None:
+    usage.peak_memory_gb = max(usage.peak_memory_gb, _memory_gb(me))
+    if device.shares_memory and (held := apple.held_gb(device)) is not None:
+        usage.gpu_memory_gb = max(usage.gpu_memory_gb, held)
 
 
 def _memory_gb(me: Any) -> float:
@@ -106,14 +123,16 @@ def _cpu_seconds(me: Any) -> float:
     return float(times.user + times.system + times.children_user + times.children_system)
 
 
-def _look_at_gpu(usage: Usage, index: int) -> None:
+def _look_at_nvidia(usage: Usage, device: Device) -> None:
     import pynvml
 
+    if usage.no_gpu_told:
+        return
     try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        usage.gpu_percent.append(float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu))
-        used = pynvml.nvmlDeviceGetMemoryInfo(handle).used / 2**30
-        usage.gpu_memory_gb = max(usage.gpu_memory_gb, used)
+        busy, used = nvidia.load(device)
     except pynvml.NVMLError as problem:  # the training goes on without its numbers
-        logger.warning("GPU %d could not be looked at: %s", index, problem)
+        logger.warning("%s could not be looked at, and is not again: %s", device, problem)
+        usage.no_gpu_told = True
+        return
+    usage.gpu_percent += [] if busy is None else [busy]
+    usage.gpu_memory_gb = max(usage.gpu_memory_gb, used)

@@ -65,6 +65,29 @@ def test_pmset_tells_the_speed_or_that_it_was_never_hot() -> None:
     assert cool.level == "nominal"
 
 
+@pytest.mark.parametrize(
+    ("said", "level"),
+    [
+        ("2026-08-20 13:11:08 +0700 Thermal Warning Level = 0", "nominal"),
+        ("2026-08-20 13:11:08 +0700 Thermal Warning Level = 1", "fair"),
+        ("2026-08-20 13:11:08 +0700 Thermal Warning Level = 5", "serious"),
+        ("2026-08-20 13:11:08 +0700 Thermal Warning Level = 10", "critical"),
+        ("2026-09-23 14:05:31 -0700 Thermal Warning Level = 100", "serious"),
+        ("2026-09-23 14:05:31 -0700 Thermal Warning Level = 110", "critical"),
+        ("CPU Power notify\n\tCPU_Scheduler_Limit \t= 95\n\tCPU_Speed_Limit \t= 100", "fair"),
+    ],
+)
+def test_pmset_tells_a_warning_and_the_worse_counts(said: str, level: Level) -> None:
+    """The levels of IOPM.h; a processor at full speed is as hot as its warning says."""
+    note = "Note: No performance warning level has been recorded\n"
+    told = [pmset(f"{said}\n{note}"), pmset(f"{said}\n{note}CPU Power notify\n\tCPU_Speed_Limit \t= 100\n")]
+    assert [one.level for one in told if one] == [level, level]
+
+
+def test_a_warning_that_is_unknown_says_nothing() -> None:
+    assert pmset("2026-08-20 13:11:08 +0700 Thermal Warning Level = 255\n") is None
+
+
 def test_powermetrics_tells_the_pressure_of_its_last_sample() -> None:
     found = powermetrics(PRESSED.replace("Heavy", "Nominal") + PRESSED)
     assert found is not None
