@@ -12,9 +12,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from string import Template
 from typing import Any, Literal, Self, get_args
 from urllib.parse import urlsplit
+from uuid import uuid4
 
 EnvironmentName = Literal["local", "test", "staging", "production"]
 DEPLOYED: tuple[EnvironmentName, ...] = ("staging", "production")
@@ -124,9 +124,12 @@ def quiet_telemetry() -> None:
 def prepare_home() -> Path:
     """Create the directory of state with this environment's dagster.yaml, and name it DAGSTER_HOME.
 
-    Harmless when repeated. An edited dagster.yaml is replaced: the one under `deployment/` is what counts.
+    Harmless when repeated. An edited dagster.yaml is replaced: the one under `deployment/` is what counts. Where a
+    cluster mounts it elsewhere, and names that DAGSTER_HOME, it stays as it is.
     """
     directory = home() / "dagster"
+    if (mounted := _mounted_instance()) is not None:
+        return mounted
     directory.mkdir(parents=True, exist_ok=True)
     (home() / "logs").mkdir(exist_ok=True)
     _install(directory / "dagster.yaml", _dagster_yaml(environment()))
@@ -134,18 +137,25 @@ def prepare_home() -> Path:
     return directory
 
 
+def _mounted_instance() -> Path | None:
+    """The DAGSTER_HOME that a deployed process was given with a dagster.yaml in it: on Kubernetes a ConfigMap."""
+    given = os.environ.get("DAGSTER_HOME")
+    if environment() not in DEPLOYED or not given or Path(given) == home() / "dagster":
+        return None
+    return Path(given) if Path(given, "dagster.yaml").is_file() else None
+
+
 def _dagster_yaml(name: EnvironmentName) -> str:
-    if name not in DEPLOYED:
-        return (PROJECT / "deployment" / "local" / "dagster.yaml").read_text()
-    store = urlsplit(settings()[S3.variable])
-    template = Template((PROJECT / "deployment" / "production" / "dagster.yaml").read_text())
-    return template.substitute(bucket=store.netloc, prefix=f"{store.path}/compute_logs".lstrip("/"))
+    if name in DEPLOYED:
+        settings()  # it reads their variables, and would name one at a time
+    folder = "production" if name in DEPLOYED else "local"
+    return (PROJECT / "deployment" / folder / "dagster.yaml").read_text()
 
 
 def _install(path: Path, content: str) -> None:
     if path.exists() and path.read_text() == content:
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = path.with_name(f".{path.name}.{uuid4().hex}")  # the first process of every container has the same number
     beside.write_text(content)
     os.replace(beside, path)
 

@@ -212,9 +212,21 @@ def test_local_and_production_differ_only_where_they_must():
     local = yaml.safe_load((PROJECT / "deployment/local/dagster.yaml").read_text())
     production = yaml.safe_load((PROJECT / "deployment/production/dagster.yaml").read_text())
     assert set(production) - set(local) == {"storage", "compute_logs"}
-    # Production's events are in `storage`, and what launches runs there is the cluster's.
-    assert set(local) - set(production) == {"event_log_storage", "run_launcher"}
-    assert {key for key in local.keys() & production.keys() if local[key] != production[key]} == {"concurrency"}
+    assert set(local) - set(production) == {"event_log_storage"}  # production's events are in `storage`
+    different = {key for key in local.keys() & production.keys() if local[key] != production[key]}
+    assert different == {"concurrency", "run_launcher"}
+
+
+def test_a_mounted_instance_stays_as_it_is(deployed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On Kubernetes dagster.yaml is a ConfigMap: nothing beside it is made, and DAGSTER_HOME is not moved."""
+    mounted = tmp_path / "mounted"
+    mounted.mkdir()
+    mounted.joinpath("dagster.yaml").write_text("telemetry: {enabled: false}")
+    monkeypatch.setenv("DAGSTER_HOME", str(mounted))
+    assert prepare_home() == mounted and os.environ["DAGSTER_HOME"] == str(mounted)
+    assert not (deployed / "dagster").exists()
+    monkeypatch.setenv("MLOPS_ENV", "local")  # on one's own machine a leftover variable moves nothing
+    assert prepare_home() == deployed / "dagster"
 
 
 def test_production_runs_on_real_postgres_and_s3(
