@@ -27,11 +27,13 @@ def run(work: Work) -> dict[str, Any]:
         )
     client = PipesSubprocessClient(cwd=str(PROJECT), termination_timeout_seconds=SHUTDOWN_SECONDS)
     asked = {"entrypoint": work.entrypoint, "arguments": dict(work.arguments), "packages": work.packages}
-    starved = _kills_for_memory()
+    starved = kills_for_memory()
     try:
         done = client.run(context=work.context, command=[work.python, "-m", WORKER], extras=asked)
     except DagsterPipesExecutionError as problem:
-        raise WorkerLostError.of(work.entrypoint, *_death(str(problem), _kills_for_memory() > starved)) from problem
+        raise WorkerLostError.of(
+            work.entrypoint, *death(_code(str(problem)), kills_for_memory() > starved)
+        ) from problem
     return answer(work, done.get_custom_messages())
 
 
@@ -50,10 +52,13 @@ def answer(work: Work, messages: Any) -> dict[str, Any]:
     raise WorkerLostError.of(work.entrypoint, "ended without a result", "Look at its output in the run's logs.")
 
 
-def _death(problem: str, starved: bool) -> tuple[str, str]:
-    """What a process died of, by its exit code, and what to do about it."""
+def _code(problem: str) -> int:
     found = re.search(r"code (-?[0-9]+)", problem)
-    code = int(found[1]) if found else 1
+    return int(found[1]) if found else 1
+
+
+def death(code: int, starved: bool) -> tuple[str, str]:
+    """What a process died of, by its exit code, and what to do about it."""
     if starved:
         return "was killed for want of memory", "Give the machine more, or train on fewer rows (TimeSplit(window=...))."
     if code >= 0:
@@ -64,7 +69,7 @@ def _death(problem: str, starved: bool) -> tuple[str, str]:
     return f"died of {name}", "Look at its output in the run's logs; a fault in a native library ends like this."
 
 
-def _kills_for_memory() -> int:
+def kills_for_memory() -> int:
     """How often the kernel killed a process for memory so far: in this container, else on this machine."""
     for path in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):
         if path.exists():
