@@ -15,7 +15,7 @@ from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
-from mlops_assets.fields import Field, String, UnixTimestamp
+from mlops_assets.fields import CONFIDENCE, Field, String, UnixTimestamp
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -31,13 +31,15 @@ PREDICTION = "prediction"
 OUTPUT_TYPES = ("Bool", "Int64", "Float64", "String")
 # What an answer, its line in the log and a batch score have already.
 ANSWER = (
-    *("model", "request_id", PREDICTION, "release", "version", "variant", "fallbacks", "outputs", "instead_of"),
-    *("at", "logged_at", "writer", "seq", "latency_ms", "event_times"),
+    *("model", "request_id", PREDICTION, CONFIDENCE, "release", "version", "variant", "fallbacks", "outputs"),
+    *("at", "logged_at", "writer", "seq", "latency_ms", "event_times", "instead_of"),
 )
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Task = Literal["classification", "multiclass", "regression"]
 WithoutStore = Literal["refuse", "fall back"]
 Trained = Literal["on cause", "at each cutoff"]
+Prune = Literal[False, "median", "hyperband"]
+Over = Literal["auto", "processes", "ray"]
 
 
 class DeclarationError(ValueError):
@@ -643,15 +645,28 @@ class TimeSplit:
 
 @dataclass(frozen=True)
 class Search:
-    """Hyperparameter search: `trials` draws from `space` (ranges, or a list of choices), seeded."""
+    """Hyperparameter search: `trials` draws from `space` (ranges, or a list of choices), seeded.
+
+    `workers` try at once, each with its share of the cores, `over` tasks of Ray where the training runs on Ray and
+    processes of the machine elsewhere ("auto"). More of them draw other trials than one does, and the same each time.
+    A trial that is behind those before it is given up (`prune`) by their "median", or as "hyperband" deals with it.
+    """
 
     trials: int = 20
     space: Mapping[str, IntRange | FloatRange | Sequence[Any]] = field(default_factory=dict)
     seed: int = 7
+    workers: int = 1
+    prune: Prune = False
+    over: Over = "auto"
 
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise DeclarationError.of("Search", "trials", self.trials, "1 or more", "Use 1 for the trainer's defaults.")
+        if self.workers < 1:
+            raise DeclarationError.of("Search", "workers", self.workers, "1 or more", "Use 1 for one after the other.")
+        for name, known in (("prune", get_args(Prune)), ("over", get_args(Over))):
+            if (given := getattr(self, name)) not in known:
+                raise DeclarationError.of("Search", name, given, ", ".join(map(str, known)), "Name one of these.")
 
 
 @dataclass(frozen=True)

@@ -78,3 +78,6 @@ Float64 = Field("Float64")
 String = Field("String")
 UnixTimestamp = Field("UnixTimestamp")
 Float64Array = Field("Float64Array")
+# What the answer of a model of several classes says beside the class.
+CONFIDENCE = "confidence"
+CONFIDENT = Float64("Probability of the class that was chosen", minimum=0, maximum=1)

@@ -35,10 +35,11 @@ class Metric:
     function: Callable[[Any, Any], float]
 
     def compute(self, y_true: np.ndarray, y_pred: np.ndarray) -> float:
-        """The metric of `y_pred` (probability of the positive class, or the value), shape (n,), against `y_true`.
+        """The metric of `y_pred` (probability of the positive class, class, or value), shape (n,), against `y_true`.
 
         Raises MetricError when there are no rows, lengths differ, a value is NaN or infinite, or, for
-        classification, the truth does not hold both classes or a prediction is no probability.
+        classification, the truth does not hold both classes or a prediction is no probability, or, for several
+        classes, either is no whole number from 0 on. A class that was never learned is a wrong answer, no error.
         """
         import numpy as np
 
@@ -46,6 +47,8 @@ class Metric:
         self._refuse_unusable(truth, predictions)
         if self.task == "classification":
             self._refuse_improbable(truth, predictions)
+        if self.task == "multiclass":
+            self._refuse_unclassed(truth, predictions)
         return float(self.function(truth, predictions))
 
     def gain(self, value: float, reference: float) -> float:
@@ -84,6 +87,15 @@ class Metric:
                 "Predict the probability of the positive class, 0 to 1.",
             )
 
+    def _refuse_unclassed(self, truth: np.ndarray, predictions: np.ndarray) -> None:
+        for what, values in (("labels", truth), ("predictions", predictions)):
+            if len(bad := values[(values < 0) | (values % 1 != 0)]):
+                raise MetricError.of(
+                    self.name,
+                    f"{len(bad)} of {len(values)} {what} are no classes, e.g. {bad[0]}",
+                    "Number them from 0.",
+                )
+
 
 def better(metric: Metric, value: float, reference: float) -> bool:
     """Whether `value` is strictly better than `reference`."""
@@ -100,6 +112,23 @@ def _accuracy(truth: np.ndarray, predictions: np.ndarray) -> float:
     return float(((predictions >= 0.5) == truth).mean())
 
 
+def _top1(truth: np.ndarray, predictions: np.ndarray) -> float:
+    return float((predictions == truth).mean())
+
+
+def _recalled(truth: np.ndarray, predictions: np.ndarray) -> float:
+    """The mean over the classes there are of the share of each that was found."""
+    import numpy as np
+
+    return float(np.mean([(predictions[truth == one] == one).mean() for one in np.unique(truth)]))
+
+
+def _f1(truth: np.ndarray, predictions: np.ndarray) -> float:
+    import sklearn.metrics
+
+    return float(sklearn.metrics.f1_score(truth.astype(int), predictions.astype(int), average="macro", zero_division=0))
+
+
 def _rmse(truth: np.ndarray, predictions: np.ndarray) -> float:
     return float(((truth - predictions) ** 2).mean() ** 0.5)
 
@@ -112,6 +141,9 @@ METRICS: dict[str, Metric] = {
         Metric("log_loss", "classification", False, partial(_sklearn, "log_loss")),
         Metric("brier", "classification", False, partial(_sklearn, "brier_score_loss")),
         Metric("accuracy", "classification", True, _accuracy),
+        Metric("top1_accuracy", "multiclass", True, _top1),
+        Metric("balanced_accuracy", "multiclass", True, _recalled),
+        Metric("f1_macro", "multiclass", True, _f1),
         Metric("mae", "regression", False, partial(_sklearn, "mean_absolute_error")),
         Metric("rmse", "regression", False, _rmse),
         Metric("r2", "regression", True, partial(_sklearn, "r2_score")),

@@ -103,7 +103,7 @@ class Scorer:
         """A declared output; null where the release does not say it (yet, or any more)."""
         import polars as pl
 
-        made = self.release.postprocess.fields if self.release.postprocess else {}
+        made = self.release.outputs
         if name in made and made[name].dtype == meaning.dtype:
             return pl.Series(name, outputs[name], meaning.polars)
         return pl.lit(None, meaning.polars).alias(name)

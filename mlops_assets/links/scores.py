@@ -16,7 +16,7 @@ import dagster as dg
 from mlops_assets.catalog import asset_key
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import EVENT_TIMESTAMP, FeatureView, Labels, ModelPipeline
-from mlops_assets.fields import Field, Float64, String
+from mlops_assets.fields import CONFIDENCE, CONFIDENT, Field, Float64, String
 from mlops_assets.links import spec
 from mlops_assets.links.training_set import stored_views
 from mlops_assets.scoring import Chunks, Scorer, Told, UndeclaredInputError, key_of, write
@@ -168,7 +168,8 @@ def _spine(model: ModelPipeline) -> list[str]:
 
 
 def _outputs(model: ModelPipeline) -> Mapping[str, Field]:
-    return model.postprocess.schema if model.postprocess else {}
+    made = model.postprocess.schema if model.postprocess else {}
+    return {CONFIDENCE: CONFIDENT, **made} if model.task == "multiclass" else made
 
 
 def _inputs(model: ModelPipeline) -> dict[str, dg.AssetIn]:

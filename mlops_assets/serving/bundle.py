@@ -15,6 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Self
 
+from mlops_assets.fields import CONFIDENCE, CONFIDENT, Field
 from mlops_assets.input_schema import InputSchema
 from mlops_assets.serving.plan import FeaturePlan
 from mlops_assets.serving.postprocess import Postprocess
@@ -109,6 +110,25 @@ class Release:
     @property
     def model(self) -> str:
         return self.plan.model
+
+    @cached_property
+    def outputs(self) -> dict[str, Field]:
+        """What it says beside its prediction, by name."""
+        made = self.postprocess.fields if self.postprocess else {}
+        return {CONFIDENCE: CONFIDENT, **made} if self._chooses else made
+
+    @cached_property
+    def _chooses(self) -> bool:
+        from mlops_assets.trainers import Classes
+
+        return isinstance(self.predictor, Classes)
+
+    def judged(self, matrix: NDArray[np.float32]) -> tuple[list[float], dict[str, list[float]]]:
+        """A prediction a row and, of a class that was chosen among several, how likely it is held to be."""
+        if not self._chooses:
+            return self.predictor(matrix).tolist(), {}
+        shares = self.predictor.shares(matrix)  # type: ignore[attr-defined]
+        return shares.argmax(axis=1).astype(float).tolist(), {CONFIDENCE: shares.max(axis=1).tolist()}
 
     def predict(self, rows: Sequence[Sequence[Any]]) -> list[float]:
         """One prediction per row of input values (in the order of `plan.inputs`)."""

@@ -117,6 +117,8 @@ def examples(release: Release) -> dict[str, dict[str, Any]]:
 def _value(field: RequestField, known: Any) -> Any:
     """What the golden row has, where it may be sent; else a value within the bounds."""
     value = EXAMPLE_VALUE[field.dtype] if known is None else known
+    if known is None and field.size is not None:
+        return [0.0 if field.minimum is None else field.minimum] * field.size
     if field.dtype in ("Int64", "Float64"):
         value = max(value, value if field.minimum is None else field.minimum)
         value = min(value, value if field.maximum is None else field.maximum)
@@ -139,7 +141,7 @@ def _keyed(release: Release) -> Schema:
     categories = {column.name: _categories(column) for column in release.schema.columns}
     keys = {entity.join_key: JSON_TYPE[entity.dtype] | _told(entity.description) for entity in plan.entities}
     request = {
-        field.name: _nullable(field.dtype) | _told(field.description, field.unit) | _bounds(field)
+        field.name: _nullable(field.dtype) | _told(field.description, field.unit) | _limits(field)
         | categories.get(field.name, {})
         for field in plan.request
     }  # fmt: skip
@@ -157,13 +159,23 @@ def _featured(release: Release) -> Schema:
 
 
 def _input(column: Column) -> Schema:
-    shape = {} if column.size is None else {"minItems": column.size, "maxItems": column.size}
     told = _told(column.description, column.unit, column.minimum, column.maximum)
-    return _nullable(column.dtype) | shape | told | _categories(column)
+    return _nullable(column.dtype) | _length(column.size) | told | _categories(column)
+
+
+def _length(size: int | None) -> Schema:
+    return {} if size is None else {"minItems": size, "maxItems": size}
 
 
 def _categories(column: Column) -> Schema:
     return {"examples": list(column.categories[:MANY_CATEGORIES])} if column.categories else {}
+
+
+def _limits(field: RequestField) -> Schema:
+    """What is enforced of a value, of an array its length and each of its numbers."""
+    if field.dtype != "Float64Array":
+        return _bounds(field)
+    return {**_length(field.size), "items": {**JSON_TYPE["Float64Array"]["items"], **_bounds(field)}}
 
 
 def _bounds(field: RequestField | Field) -> Schema:
@@ -183,10 +195,11 @@ def _usually(minimum: float | None, maximum: float | None) -> str:
 
 
 def _answer(release: Release) -> Schema:
-    made = release.postprocess.fields if release.postprocess else {}
-    outputs = {name: _nullable(field.dtype) | _told(field.meaning) | _bounds(field) for name, field in made.items()}
+    made = release.outputs.items()
+    outputs = {name: _nullable(field.dtype) | _told(field.meaning) | _bounds(field) for name, field in made}
     label = release.manifest.get("label", "")
-    meaning = f"Probability of {label}" if release.manifest.get("task") == "classification" else str(label)
+    meanings = {"classification": f"Probability of {label}", "multiclass": f"The class: {label}"}
+    meaning = meanings.get(release.manifest.get("task", ""), str(label))
     row = {
         "request_id": {"type": "string", "description": "The label key's value, or one made up; the log has it"},
         "prediction": {"type": "number", "description": meaning},

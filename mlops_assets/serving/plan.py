@@ -68,7 +68,7 @@ class PlannedEntity:
 
 @dataclass(frozen=True)
 class RequestField:
-    """A value that only the caller knows; `minimum` and `maximum` are inclusive."""
+    """A value that only the caller knows; `minimum` and `maximum` are inclusive, `size` is an array's length."""
 
     name: str
     dtype: TypeName
@@ -76,6 +76,7 @@ class RequestField:
     unit: str | None = None
     minimum: float | None = None
     maximum: float | None = None
+    size: int | None = None
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ class FeaturePlan:
             key=pipeline.labels.key,
             entities=tuple(PlannedEntity.of(entity) for entity in pipeline.labels.entities),
             request=tuple(
-                RequestField(name, field.dtype, field.description, field.unit, field.minimum, field.maximum)
+                RequestField(name, field.dtype, field.description, field.unit, field.minimum, field.maximum, field.size)
                 for name, field in pipeline.labels.request.items()
             ),
             views=tuple(ViewRead.of(selection) for selection in pipeline.selections),

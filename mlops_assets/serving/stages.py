@@ -26,10 +26,10 @@ def answer(release: Release, variant: Variant, question: Question, store: Store)
         inputs = RowInputs([one.values for one in looked])
     matrix = inputs.matrix(release.schema)
     prepared = perf_counter()
-    predictions = release.predictor(matrix).tolist()
+    predictions, outputs = release.judged(matrix)
     predicted = perf_counter()
-    post = release.postprocess
-    outputs = {} if post is None else post.outputs_of(inputs, plan.inputs, predictions)
+    if (post := release.postprocess) is not None:
+        outputs |= post.outputs_of(inputs, plan.inputs, predictions)
     ended = perf_counter()
     return Answers(
         model=plan.model,

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mlops_assets.metrics import METRICS, MetricError, better, metrics_of
 
 TRUTH = np.array([0, 1, 1, 0, 1, 0, 1, 0], dtype=float)
+CHOSEN = np.array([0, 1, 0, 0, 1, 1, 1, 0], dtype=float)
 GUESS = np.array([0.2, 0.9, 0.4, 0.3, 0.8, 0.6, 0.7, 0.1])
 
 
@@ -21,7 +22,8 @@ GUESS = np.array([0.2, 0.9, 0.4, 0.3, 0.8, 0.6, 0.7, 0.1])
 def test_a_perfect_prediction_is_never_worse_than_another(name: str) -> None:
     """Every metric prefers the truth itself, in the direction it declares."""
     metric = METRICS[name]
-    assert metric.gain(metric.compute(TRUTH, TRUTH), metric.compute(TRUTH, GUESS)) > 0
+    guess = CHOSEN if metric.task == "multiclass" else GUESS
+    assert metric.gain(metric.compute(TRUTH, TRUTH), metric.compute(TRUTH, guess)) > 0
 
 
 @pytest.mark.parametrize(
@@ -40,6 +42,30 @@ def test_a_perfect_prediction_is_never_worse_than_another(name: str) -> None:
 def test_a_metric_equals_its_definition(name: str, value: float) -> None:
     """Each number is the textbook's; the worked value is written out beside it."""
     assert METRICS[name].compute(TRUTH, GUESS) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("top1_accuracy", 5 / 8),
+        ("balanced_accuracy", (3 / 4 + 1 / 2 + 1 / 2) / 3),
+        ("f1_macro", (6 / 7 + 1 / 2 + 2 / 3) / 4),
+    ],
+)
+def test_a_metric_of_several_classes_equals_its_definition(name: str, value: float) -> None:
+    """Answers of a class that the truth does not have (3) are wrong answers."""
+    truth, chosen = np.array([0, 0, 0, 0, 1, 1, 2, 2.0]), np.array([0, 0, 0, 1, 1, 3, 2, 3.0])
+    assert METRICS[name].compute(truth, chosen) == pytest.approx(value)
+
+
+@pytest.mark.parametrize("metric", metrics_of("multiclass"), ids=lambda metric: metric.name)
+def test_a_class_is_a_whole_number_from_0_on(metric) -> None:
+    """A probability or a negative number is refused where a class is wanted, and an example is given."""
+    with pytest.raises(MetricError, match=r"8 of 8 predictions are no classes, e.g. 0.2"):
+        metric.compute(TRUTH, GUESS)
+    with pytest.raises(MetricError, match=r"1 of 8 labels are no classes, e.g. -1"):
+        metric.compute(np.where(np.arange(8) == 3, -1.0, TRUTH), CHOSEN)
+    assert metric.compute(np.ones(8), np.ones(8)) == 1, "one class alone is no riddle, but it has an accuracy"
 
 
 @pytest.mark.parametrize("name", METRICS)

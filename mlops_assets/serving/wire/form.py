@@ -40,7 +40,7 @@ class Form:
     @classmethod
     def of(cls, plan: FeaturePlan, schema: InputSchema) -> Self:
         keys = [Cell(entity.join_key, entity.dtype, nullable=False) for entity in plan.entities]
-        request = [Cell(field.name, field.dtype, True, None, field.minimum, field.maximum) for field in plan.request]
+        request = [Cell(one.name, one.dtype, True, one.size, one.minimum, one.maximum) for one in plan.request]
         inputs = [Cell(column.name, column.dtype, True, column.size) for column in schema.columns]
         return cls(plan, schema, Cells.of(inputs), Cells.of([*keys, *request]))
 

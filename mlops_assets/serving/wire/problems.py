@@ -83,6 +83,7 @@ def _keyed(row: Mapping[str, Any], plan: FeaturePlan) -> Iterator[Problem]:
         yield from _value(row, entity.join_key, entity.dtype, f"the key {entity.description}".strip(), nullable=False)
     for field in plan.request:
         yield from _value(row, field.name, field.dtype, field.description, nullable=True)
+        yield from _length(row.get(field.name), field.name, field.size)
         yield from _bounds(row.get(field.name), field.name, field.dtype, field.minimum, field.maximum)
     known = {plan.key, *plan.join_keys, *(field.name for field in plan.request)}
     yield from _unknown(row, known, "looked up by the keys" if row.keys() & set(plan.inputs) - known else "")

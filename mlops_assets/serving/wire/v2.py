@@ -157,15 +157,14 @@ def _text(problem: Problem) -> str:
 
 def outputs_of(release: Release) -> dict[str, TypeName]:
     """What a release answers with, by name."""
-    made = release.postprocess.fields if release.postprocess else {}
-    return {"prediction": "Float64", **{name: field.dtype for name, field in made.items()}}
+    return {"prediction": "Float64", **{name: field.dtype for name, field in release.outputs.items()}}
 
 
 def metadata(release: Release, versions: Sequence[str]) -> dict[str, Any]:
     """A model's metadata. `parameters.by_keys` are the tensors to send instead, for features to be looked up."""
     plan = release.plan
     keys = [_tensor(entity.join_key, entity.dtype) for entity in plan.entities]
-    request = [_tensor(field.name, field.dtype) for field in plan.request]
+    request = [_tensor(field.name, field.dtype, field.size) for field in plan.request]
     return {
         "name": plan.model.replace("/", "."),
         "versions": list(versions),
