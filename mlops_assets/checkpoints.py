@@ -36,6 +36,7 @@ class Kept:
     rounds: int
     notes: dict[str, Any]
     model: bytes
+    watched: list[tuple[int, float, bool]] = field(default_factory=list)
 
 
 @dataclass
@@ -43,7 +44,8 @@ class Progress:
     """The checkpoints of one fit: the newest is found again by the next fit that was made from the same.
 
     `made_from` is whatever must be equal, as JSON. A checkpoint is due `seconds` after the last one, or after each
-    `rounds` rounds, whichever comes first; None of either is never. `follower` is told what each round reached.
+    `rounds` rounds, whichever comes first; None of either is never. `follower` is told what each round reached; so is
+    `watch`, which may end the fit by an error, and to which a fit that goes on tells the earlier rounds again.
     """
 
     path: Path | None = None
@@ -51,9 +53,11 @@ class Progress:
     seconds: float | None = None
     rounds: int | None = None
     follower: Callable[[int, float], None] | None = None
+    watch: Callable[[int, float, bool], None] | None = None
 
     def __post_init__(self) -> None:
         self._last_round, self._last_time = 0, time.monotonic()
+        self._watched: list[tuple[int, float, bool]] = []
 
     @classmethod
     def of(cls, out: Path, fit: str, made_from: Mapping[str, Any], when: Mapping[str, Any] | None) -> Self:
@@ -73,6 +77,8 @@ class Progress:
             return None
         logger.info("continuing %s after %s rounds", self.path.stem, found.rounds)
         self._last_round = found.rounds
+        for at, score, higher_is_better in found.watched:
+            self._watch(at, score, higher_is_better)
         return found
 
     def reached(self, rounds: int, model: Callable[[], bytes], **notes: Any) -> None:
@@ -88,6 +94,7 @@ class Progress:
             "made_from": digest(self.made_from),
             "rounds": rounds,
             "notes": notes,
+            "watched": self._watched,
             "sha256": hashlib.sha256(written).hexdigest(),
         }
         try:
@@ -96,10 +103,16 @@ class Progress:
             logger.warning("checkpoint %s could not be written: %s; the fit goes on", self.path.name, problem)
         self._last_round, self._last_time = rounds, time.monotonic()
 
-    def scored(self, at: int, score: float) -> None:
-        """After each round that is judged on validation rows: tell the score to whoever follows the training."""
+    def scored(self, at: int, score: float, higher_is_better: bool = False) -> None:
+        """After each round, from 0 on, that is judged on validation rows: tell the score to whoever follows the fit."""
         if self.follower is not None:
             self.follower(at, score)
+        self._watch(at, score, higher_is_better)
+
+    def _watch(self, at: int, score: float, higher_is_better: bool) -> None:
+        if self.watch is not None:
+            self._watched.append((at, score, higher_is_better))
+            self.watch(at, score, higher_is_better)
 
     def _due(self, rounds: int) -> bool:
         by_rounds = self.rounds is not None and rounds - self._last_round >= self.rounds
@@ -176,4 +189,4 @@ def _read(path: Path, made_from: str) -> Kept | str:
         return "it was made from other rows, parameters, code or libraries"
     if hashlib.sha256(model).hexdigest() != header.get("sha256"):
         return "it is damaged (its model has another hash than was written down)"
-    return Kept(header["rounds"], header["notes"], model)
+    return Kept(header["rounds"], header["notes"], model, header["watched"])

@@ -27,8 +27,10 @@ from mlops_assets.declarations import (
     IntRange,
     ModelPipeline,
     Monitor,
+    Over,
     Parity,
     PostProcessing,
+    Prune,
     Resources,
     Search,
     Serve,
@@ -92,10 +94,13 @@ class SearchSpec(dg.Model):
     trials: int = 1
     seed: int = 7
     space: dict[str, RangeSpec | list[Any]] = Field(default_factory=dict)
+    workers: int = Search.workers
+    prune: Prune = Search.prune
+    over: Over = Search.over
 
     def search(self) -> Search:
         space = {name: item.range() if isinstance(item, RangeSpec) else item for name, item in self.space.items()}
-        return Search(self.trials, space, self.seed)
+        return Search(self.trials, space, self.seed, self.workers, self.prune, self.over)
 
 
 class GateSpec(dg.Model):

@@ -28,7 +28,7 @@ TRAINING_PACKAGES = (
     "keras",
 )
 PACKAGES = ("dagster", "mlflow", "bentoml", "onnx", "onnxruntime", *TRAINING_PACKAGES)
-TRAINING_CODE = ("training.py", "search.py", "input_schema.py", "fields.py", "metrics.py", "newcomers.py", "trainers")
+TRAINING_CODE = ("training.py", "search", "input_schema.py", "fields.py", "metrics.py", "newcomers.py", "trainers")
 WHERE_AND_HOW = ("out", "training_set", "checkpoint", "points")  # arguments of a training that make no other model
 
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -28,7 +29,8 @@ from mlops_assets.input_schema import InputSchema
 from mlops_assets.manifest import made_from
 from mlops_assets.metrics import METRICS, metrics_of
 from mlops_assets.newcomers import Newcomers
-from mlops_assets.search import Judged, best_trial, journalled
+from mlops_assets.search import Asked, Judged, There, Watch, best_trial
+from mlops_assets.search import tried as tried_here
 from mlops_assets.trainers import Place, Trainer, load_predictor, trainer_named
 from resources.hardware import Device, choose, this_machine
 
@@ -114,13 +116,25 @@ class Task:
 
         return frame[self.arguments["label"]].cast(pl.Float64).to_numpy()
 
-    def fit(self, name: str, rows: pl.DataFrame, params: Mapping[str, Any], valid: pl.DataFrame | None = None) -> Any:
-        """A model of some rows; it goes on from the last checkpoint of the fit of that name and those parameters."""
+    def fit(
+        self,
+        name: str,
+        rows: pl.DataFrame,
+        params: Mapping[str, Any],
+        valid: pl.DataFrame | None = None,
+        trial: int = 0,
+        watch: Watch | None = None,
+    ) -> Any:
+        """A model of some rows; it goes on from the last checkpoint of the fit of that name and those parameters.
+
+        With `valid` rows it is that of a trial; `watch`, who is told its scores, may end it.
+        """
         made = {"training": self.made_from, "fit": name, "params": dict(params)}
         progress = Progress.of(Path(self.arguments["out"]), name, made, self.arguments["checkpoint"])
         x_valid, y_valid = (None, None) if valid is None else (self.x(valid), self.y(valid))
         trainer = self.trainer.placed(self._place(rows))
-        with self._followed() as progress.follower:
+        progress.watch = watch
+        with self._followed(trial) as progress.follower:
             return trainer.fit(
                 self.x(rows), self.y(rows), x_valid, y_valid, dict(params), self.seed, progress, self.device
             )
@@ -131,14 +145,13 @@ class Task:
         return Place(arguments["model"], self.schema.to_json(), arguments["key"], arguments["label"], since, until)
 
     @contextmanager
-    def _followed(self) -> Iterator[Callable[[int, float], None] | None]:
+    def _followed(self, trial: int) -> Iterator[Callable[[int, float], None] | None]:
         """Who is told the score of each round: the spool of the MLflow run, where the arguments name one."""
         from resources.tracking.spool import Spool
 
         if not (points := self.arguments.get("points")):
             yield None
             return
-        trial = len(journalled(Path(self.arguments["out"]) / TRIALS))
         with Spool(Path(points)) as spool:
             yield lambda at, score: spool.log(at, {f"trial {trial}/validation": score})
 
@@ -200,7 +213,9 @@ def _trained(task: Task, out: Path) -> dict[str, Any]:
     started, arguments = time.monotonic(), task.arguments
     metric, rows = METRICS[arguments["metric"]], {name: part.height for name, part in task.parts.by_name.items()}
     logger.info("%s: %s rows, %s inputs, %s", arguments["model"], rows, len(task.schema.columns), task.trainer)
-    best = best_trial(arguments["search"], metric, lambda params: _judge(task, params), out / TRIALS)
+    there = There("mlops_assets.training:tried", {"training": arguments, "made_from": task.made_from})
+    found = best_trial(arguments["search"], metric, partial(_judge, task), there, out / TRIALS)
+    best = found.best
     searched = time.monotonic()
     model = task.fit("final", task.parts.learnable, best.params | best.learned)
     fitted = time.monotonic()
@@ -223,6 +238,7 @@ def _trained(task: Task, out: Path) -> dict[str, Any]:
         "bundle": str(out / "bundle"),
         "holdout": str(out / "holdout.parquet"),
         "trials": str(out / TRIALS),
+        "search": found.document,
     }
 
 
@@ -274,10 +290,23 @@ def cold_starts(task: Task, params: Mapping[str, Any]) -> dict[str, Any]:
     return {"rows": new.height, **values}
 
 
-def _judge(task: Task, params: dict[str, Any]) -> Judged:
+def tried(given: Mapping[str, Any]) -> dict[str, Any]:
+    """One trial of the search of a training, for a worker of it; the rows are loaded once."""
+    training, asked = given["arguments"]["training"], Asked(**given["trial"])
+    task = _task(json.dumps(training), json.dumps(given["arguments"]["made_from"]))
+    metric, journal = METRICS[training["metric"]], Path(training["out"]) / TRIALS
+    return tried_here(asked, training["search"], metric, partial(_judge, task), journal)
+
+
+@lru_cache(1)
+def _task(arguments: str, made: str) -> Task:
+    return Task.of(json.loads(arguments), json.loads(made))
+
+
+def _judge(task: Task, asked: Asked, watch: Watch | None) -> Judged:
     """Fit on the train rows with early stopping, and judge by the model's saved file on the validation rows."""
-    train, valid = task.parts.train, task.parts.validation
-    model = task.fit("trial", train, params, valid)
+    train, valid, params = task.parts.train, task.parts.validation, asked.params
+    model = task.fit("trial", train, params, valid, asked.number, watch)
     return Judged(params, task.trainer.learned(model), task.metrics(valid, _as_served(task, model, task.x(valid))))
 
 
@@ -407,7 +436,8 @@ def _checkpoint_document(checkpoint: Checkpoint | None) -> dict[str, Any] | None
 
 def _search_document(search: Search) -> dict[str, Any]:
     space = {name: _domain(value) for name, value in search.space.items()}
-    return {"trials": search.trials, "seed": search.seed, "space": space}
+    how = {"workers": search.workers, "prune": search.prune or None, "over": search.over}
+    return {"trials": search.trials, "seed": search.seed, "space": space, **how}
 
 
 def _domain(value: Any) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class _LightGBM(Trainer):
         # row-wise and deterministic: without both, the same seed may give another model on another day
         fixed = {"seed": seed, "deterministic": True, "force_row_wise": True, "num_threads": threads(), "verbosity": -1}
         if not resumable(settings):
-            progress = Progress(follower=progress.follower)
+            progress = Progress(follower=progress.follower, watch=progress.watch)
         kept, train = progress.kept(), lgb.Dataset(x, y, params=fixed | settings)
         valid = [] if x_valid is None or y_valid is None else [train.create_valid(x_valid, y_valid)]
         return lgb.train(

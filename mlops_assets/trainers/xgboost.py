@@ -125,7 +125,7 @@ def _boosted(
         if valid is not None:
             score, higher = _score(booster.eval_set([(valid, "validation")], at))
             scores.append(score)
-            progress.scored(at, score)
+            progress.scored(at, score, higher)
             if stalled(scores, patience, higher):
                 break
         if not draws or (at + 1) % TOGETHER == 0:

@@ -71,7 +71,8 @@ class Rounds:
         for _, metric, value, _ in env.evaluation_result_list or []:
             self.scores.setdefault(metric, []).append(value)
         if env.evaluation_result_list:
-            self.progress.scored(env.iteration, env.evaluation_result_list[0][2])
+            _, _, score, higher_is_better = env.evaluation_result_list[0]
+            self.progress.scored(env.iteration, score, higher_is_better)
         for _, metric, _, higher in (env.evaluation_result_list or []) if self.stops else []:
             if stalled(self.scores[metric], self.patience, higher) or done == self.rounds:
                 raise EarlyStopException(best_round(self.scores[metric], higher), env.evaluation_result_list)

@@ -209,6 +209,8 @@ def fitted(learner: Learner, problem: Problem, progress: Progress) -> tuple[tupl
         order = random.permutation(len(x))
         learner.epoch(x[order], y[order])
         loss = learner.loss(*valid) if valid else -float(epoch)
+        if valid:
+            progress.scored(epoch - 1, loss)
         if loss < best_loss:
             best, best_loss, best_epoch = (learner.layers() if valid else best), loss, epoch
         elif epoch - best_epoch >= settings.patience:
