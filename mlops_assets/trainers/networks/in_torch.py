@@ -45,7 +45,7 @@ def _filled(layer: Layer) -> Any:
 
 
 def numbers(tensor: Any) -> np.ndarray:
-    numbers: np.ndarray = tensor.detach().numpy().copy()
+    numbers: np.ndarray = tensor.detach().cpu().numpy().copy()
     return numbers
 
 
