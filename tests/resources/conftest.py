@@ -16,9 +16,12 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.resources.kubernetes.api_server import Api
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
@@ -226,3 +229,23 @@ def redis_url(redis_server: str) -> str:
     with redis.Redis.from_url(redis_server) as client:
         client.flushall()
     return redis_server
+
+
+@pytest.fixture
+def cluster(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    """An empty Kubernetes cluster, its API answered over HTTP, named by a kubeconfig, as everybody names theirs.
+
+    Patience with it is cut to fractions of a second.
+    """
+    from resources.kubernetes import fate, watchdog
+    from resources.kubernetes.cluster import SETTINGS
+    from tests.resources.kubernetes.api_server import configured, serving
+
+    monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(watchdog, "API_SECONDS", 1.0)
+    monkeypatch.setattr(watchdog, "GONE_SECONDS", 2.0)
+    monkeypatch.setattr(fate, "CONTAINER_SECONDS", 0.3)
+    monkeypatch.setattr(fate, "NODE_SECONDS", 0.3)
+    with serving() as (api, address):
+        monkeypatch.setenv(SETTINGS, str(configured(tmp_path, address, home)))
+        yield api

@@ -28,10 +28,12 @@ Do = Callable[..., Any]
 
 
 @pytest.fixture
-def do(home: Path) -> Do:
+def do(home: Path, request: pytest.FixtureRequest) -> Do:
     """Have an asset ask for work on a kind of machine; what it got, or what was raised."""
 
     def asked(kind: str, entrypoint: str, arguments: Mapping[str, Any], **settings: Any) -> Any:
+        if kind == "kubernetes":
+            request.getfixturevalue("cluster")
         got: list[Any] = []
 
         @dg.asset
@@ -137,5 +139,5 @@ def test_a_worker_ends_with_the_run_that_asked(home: Path, tmp_path: Path) -> No
 
 def test_an_unknown_kind_lists_the_known() -> None:
     """A kind without a file is an error that names those that have one."""
-    with pytest.raises(UnknownComputeError, match=r"'mainframe'.*local, subprocess"):
+    with pytest.raises(UnknownComputeError, match=r"'mainframe'.*local,.* subprocess"):
         ComputeResource(kind="mainframe").run("copy:copy", {})
