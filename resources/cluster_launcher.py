@@ -32,6 +32,6 @@ class ClusterRunLauncher(DefaultRunLauncher):
     def from_config_value(cls, inst_data: ConfigurableClassData, config_value: Mapping[str, Any]) -> RunLauncher:  # type: ignore[override]
         if IN_CLUSTER not in os.environ:
             return DefaultRunLauncher(inst_data=inst_data)
-        from dagster_k8s import K8sRunLauncher
+        from resources.kubernetes.launcher import DeclaredRunLauncher
 
-        return K8sRunLauncher(inst_data=inst_data, **config_value)
+        return DeclaredRunLauncher(inst_data=inst_data, **config_value)

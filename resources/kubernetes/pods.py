@@ -7,11 +7,14 @@ No pod of ours runs as root, gains rights, or writes outside of its volumes; a p
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import dagster as dg
+
+from resources.environment import COMPUTE
 
 CONFIG, RETRIES = "dagster-k8s/config", "mlops/retries"
 GPU = "nvidia.com/gpu"
@@ -93,11 +96,11 @@ def quantities(resources: Mapping[str, Any]) -> dict[str, str]:
 
 
 def op_tags(compute: str, resources: Mapping[str, Any]) -> dict[str, Any]:
-    """What the step that trains says of the machine that its run needs.
+    """What the step that trains says of the machine that its run needs, by its compute or the environment's.
 
     Nothing where the training has a pod of its own: two would ask for the same GPU, and one of them never get it.
     """
-    if compute == "kubernetes":
+    if (compute or os.environ.get(COMPUTE)) == "kubernetes":
         return {}
     retries = resources.get("retries", 0)
     tags: dict[str, Any] = {CONFIG: config(resources), RETRIES: str(retries) if retries else ""}
