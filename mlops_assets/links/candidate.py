@@ -30,6 +30,7 @@ from resources.champions import ALIAS
 from resources.compute import ComputeResource
 from resources.hardware import this_machine
 from resources.hardware.usage import metered
+from resources.kubernetes.pods import op_tags
 from resources.lake import Lake
 from resources.mlflow import MlflowResource
 
@@ -70,6 +71,7 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         ),
         partitions_def=model.cutoffs,
         pool="training",
+        op_tags=op_tags(model.compute, model.resources.document),
         automation_condition=spec.on_arrival(),
         check_specs=spec.check_specs(key, checks(model), {**CHECKS, CHECK: PROMISE}),
     )
