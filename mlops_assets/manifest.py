@@ -29,35 +29,43 @@ TRAINING_PACKAGES = (
 )
 PACKAGES = ("dagster", "mlflow", "bentoml", "onnx", "onnxruntime", *TRAINING_PACKAGES)
 TRAINING_CODE = ("training.py", "search", "input_schema.py", "fields.py", "metrics.py", "newcomers.py", "trainers")
-WHERE_AND_HOW = ("out", "training_set", "checkpoint", "points")  # arguments of a training that make no other model
+# Arguments of a training that make no other model: of the accelerator that is wished for, the one that is found counts.
+WHERE_AND_HOW = ("out", "training_set", "checkpoint", "points", "accelerator")
 
 
 def run_manifest(project: Path = PROJECT) -> dict[str, Any]:
     """Code, machine and libraries, as JSON scalars and flat dicts.
 
     `git_commit` and `git_dirty` are None where `project` is no git work tree or git is not installed.
-    `memory_gb` is what the machine has, `gpu` names its GPUs, None without; trainings run on CPUs.
     """
-    from resources.hardware import this_machine
-
-    machine = this_machine()
     status = _git(project, "status", "--porcelain")
     return {
         "git_commit": _git(project, "rev-parse", "HEAD"),
         "git_dirty": bool(status) if status is not None else None,
+        **machine_manifest(),
+        "constraints_sha256": _sha256(project / "constraints.txt"),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+
+
+def machine_manifest() -> dict[str, Any]:
+    """The machine that asks; `memory_gb` is what it may use, `gpu` names the GPUs that it sees, None without."""
+    from resources.hardware import this_machine
+
+    machine = this_machine()
+    return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
         "memory_gb": machine.memory_gb,
         "gpu": ", ".join(gpu.name for gpu in machine.nvidia) or None,
-        "constraints_sha256": _sha256(project / "constraints.txt"),
-        "packages": {name: _version(name) for name in PACKAGES},
     }
 
 
 def made_from(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """What the model that `training.train` makes of these arguments depends on: equal, it is the same to the byte.
 
+    The kind of device comes to it where the training runs: who asks for one elsewhere cannot know.
     A checkpoint, or a finished trial, of an interrupted training is taken up again only if all of it is equal.
     """
     from mlops_assets.checkpoints import digest

@@ -19,8 +19,10 @@ from mlops_assets.links import spec
 from mlops_assets.links.training_set import known_by, point_in_time_rows
 from mlops_assets.manifest import WHERE_AND_HOW, made_from, run_manifest, training_code
 from mlops_assets.record import RECORD, file_hashes, trials_of
+from mlops_assets.trainers import trainer_named
 from mlops_assets.upstream import cutoff_time, partitions_read, tables_read, versions_read
 from mlops_assets.workplace import workplace
+from resources.hardware import NoSuchDeviceError, this_machine
 
 if TYPE_CHECKING:
     import polars as pl
@@ -103,6 +105,10 @@ def _items(model: ModelPipeline, cutoff: str, recorded: Recorded, records: Recor
         return
     frame.write_parquet(rows)
     arguments = {**declared, **recorded.record.get("arguments", {}), "checkpoint": None}
+    computed_on = records.ask("the device", device, recorded, arguments)
+    if computed_on is not None:
+        arguments["accelerator"], told_of_device = computed_on
+        yield told_of_device
     before = made_from(declared)["threads"]
     if (threads := recorded.record.get("made_from", {}).get("threads", before)) != before:
         yield Item("threads", False, threads, before, "sums of floats may differ in their order")
@@ -131,6 +137,19 @@ def environment(recorded: Recorded) -> Iterator[Item]:
     for name in MACHINE:
         yield _item(name, then.get(name), now[name])
     yield from _each("package", then["packages"], {name: now["packages"].get(name) for name in then["packages"]})
+
+
+def device(recorded: Recorded, arguments: Document) -> tuple[str, Item]:
+    """The accelerator to train on again, which is the recorded one where it is here; and what that means."""
+    then = recorded.manifest.get("device")
+    wanted = then["kind"] if then else "cpu"  # all there was while none was recorded
+    trainer = trainer_named(arguments["trainer"]["name"], **arguments["trainer"]["params"])
+    try:
+        found, why = trainer.device(wanted, this_machine()), ""
+    except NoSuchDeviceError as problem:
+        found, why = trainer.device("auto", this_machine()), f"floats are summed otherwise there: {problem}"
+    now = f"{found.kind}: {found.name}"
+    return found.kind, _item("device", f"{wanted}: {then['name']}" if then else None, now, why)
 
 
 def declaration(model: ModelPipeline, declared: Document, recorded: Recorded) -> Iterator[Item]:

@@ -26,13 +26,15 @@ from typing import TYPE_CHECKING, Any, Self
 from mlops_assets.checkpoints import TRIALS, Progress, end, ended, take_up
 from mlops_assets.fields import Field
 from mlops_assets.input_schema import InputSchema
-from mlops_assets.manifest import made_from
+from mlops_assets.manifest import machine_manifest, made_from
 from mlops_assets.metrics import METRICS, metrics_of
 from mlops_assets.newcomers import Newcomers
 from mlops_assets.search import Asked, Judged, There, Watch, best_trial
 from mlops_assets.search import tried as tried_here
 from mlops_assets.trainers import Place, Trainer, load_predictor, trainer_named
-from resources.hardware import Device, choose, this_machine
+from resources.hardware import Device, this_machine
+from resources.hardware.apple import leave_room
+from resources.hardware.usage import metered
 
 if TYPE_CHECKING:
     import numpy as np
@@ -89,11 +91,10 @@ class Task:
     device: Device
 
     @classmethod
-    def of(cls, arguments: Mapping[str, Any], made: Mapping[str, Any]) -> Self:
+    def of(cls, arguments: Mapping[str, Any], made: Mapping[str, Any], device: Device) -> Self:
         import polars as pl
 
-        trainer = trainer_named(arguments["trainer"]["name"], **arguments["trainer"]["params"])
-        device = choose(arguments["accelerator"], trainer.accelerators, this_machine(), type(trainer).__name__)
+        trainer = _trainer(arguments)
         frame = pl.read_parquet(arguments["training_set"])
         newcomers = Newcomers(**arguments["newcomers"]) if arguments["newcomers"] else None
         needed = [*_holdout_columns(arguments), *(newcomers.columns if newcomers else [])]
@@ -144,6 +145,10 @@ class Task:
         since, until = times[0].isoformat(), times[-1].isoformat()
         return Place(arguments["model"], self.schema.to_json(), arguments["key"], arguments["label"], since, until)
 
+    def passes(self, model: Any) -> int:
+        """How often a fit went over its rows: its trees, epochs or iterations, which is what early stopping finds."""
+        return max(self.trainer.learned(model).values(), default=1)
+
     @contextmanager
     def _followed(self, trial: int) -> Iterator[Callable[[int, float], None] | None]:
         """Who is told the score of each round: the spool of the MLflow run, where the arguments name one."""
@@ -192,21 +197,51 @@ def training_arguments(pipeline: ModelPipeline, cutoff: datetime, training_set: 
 
 
 def train(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Search, fit, judge and write one release bundle, as `training_arguments` says.
+    """Search, fit, judge and write one release bundle, as `training_arguments` says; tell what it took of the machine.
 
     Writes `<out>/trials.jsonl` (a line a trial, as it ends), `<out>/holdout.parquet` (key,
     event_timestamp, label, slices, inputs, prediction) and `<out>/bundle/`; the last two only when all
     went well. What an interrupted training of the same left in `out` is used; one that ended is only told again.
-    Raises TrainingDataError, InputError, MetricError or the trainer's own errors.
+    Raises NoSuchDeviceError before a row is read; TrainingDataError, InputError, MetricError or the trainer's own
+    errors.
     """
-    out, made = Path(arguments["out"]), made_from(arguments)
+    device = _device(arguments)
+    out, made = Path(arguments["out"]), {**made_from(arguments), "device": device.kind}
     if told := ended(out, made):
         logger.info("%s: %s holds the ended training of the same", arguments["model"], out.name)
         return told
     take_up(out, made)
-    told = _trained(Task.of(arguments, made), out)
+    logger.info("%s: on %s: %s", arguments["model"], device.kind, device)
+    told = _watched(lambda: _trained(Task.of(arguments, made, device), out), arguments, device)
+    told["made_from"] = made
     end(out, made, told)
     return told
+
+
+def _trainer(arguments: Mapping[str, Any]) -> Trainer:
+    return trainer_named(arguments["trainer"]["name"], **arguments["trainer"]["params"])
+
+
+def _device(arguments: Mapping[str, Any]) -> Device:
+    return _trainer(arguments).device(arguments["accelerator"], this_machine())
+
+
+def _watched(work: Callable[[], dict[str, Any]], arguments: Mapping[str, Any], device: Device) -> dict[str, Any]:
+    """What the work tells, and what it took of the machine that did it; of work that fails, its run is told at once."""
+    leave_room(device)
+    try:
+        with metered(device) as usage:
+            told = work()
+    except BaseException:
+        if points := arguments.get("points"):
+            from resources.tracking.spool import Spool
+
+            with Spool(Path(points)) as spool:
+                spool.log(0, usage.metrics)
+        raise
+    used = usage.metrics | {"hardware/rows_per_second": told.pop("rows_per_second")}
+    machine = {"device": asdict(device), "machine": machine_manifest(), "thermal": usage.thermal}
+    return {**told, **machine, "usage": used}
 
 
 def _trained(task: Task, out: Path) -> dict[str, Any]:
@@ -232,6 +267,7 @@ def _trained(task: Task, out: Path) -> dict[str, Any]:
         "metric": {"name": metric.name} | {part: values[metric.name] for part, values in metrics.items()},
         "metrics": metrics,
         "rows": rows,
+        "rows_per_second": task.parts.learnable.height * task.passes(model) / (fitted - searched),
         "seconds": {"search": searched - started, "fit": fitted - searched, "total": time.monotonic() - started},
         "importance": dict(zip(task.schema.numbers, task.trainer.importance(model), strict=False)),
         "cold_starts": cold,
@@ -300,7 +336,8 @@ def tried(given: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(1)
 def _task(arguments: str, made: str) -> Task:
-    return Task.of(json.loads(arguments), json.loads(made))
+    given = json.loads(arguments)
+    return Task.of(given, json.loads(made), _device(given))
 
 
 def _judge(task: Task, asked: Asked, watch: Watch | None) -> Judged:

@@ -28,8 +28,6 @@ from mlops_assets.upstream import hash_of, tables_read, training_set_event, vers
 from mlops_assets.workplace import clean, workplace
 from resources.champions import ALIAS
 from resources.compute import ComputeResource
-from resources.hardware import this_machine
-from resources.hardware.usage import metered
 from resources.kubernetes.pods import op_tags
 from resources.lake import Lake
 from resources.mlflow import MlflowResource
@@ -87,26 +85,25 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         made, origin = made_from(arguments), _origin(model, context)
         with workplace(workplace_name(model, context.partition_key, made)) as work:
             clean(mlflow.abandon)
-            tags = run_tags(model, origin)
+            tags = run_tags(model, origin, model.compute or compute.kind)
             with mlflow.run(model.id, name=context.partition_key, tags=tags, continues=work.run_id) as run_id:
                 again = run_id == work.run_id
                 work.note_run(run_id)
                 try:
                     with mlflow.loop(run_id) as log:
                         where = {"out": str(work.path), "points": str(log.path)}
-                        with metered(this_machine().devices["cpu"]) as usage:
-                            trained = compute.run(
-                                ENTRYPOINT,
-                                {**arguments, **where},
-                                context,
-                                kind=model.compute,
-                                resources=model.resources.document,
-                            )
-                    mlflow.log(run_id, metrics=usage.metrics)
+                        trained = compute.run(
+                            ENTRYPOINT,
+                            {**arguments, **where},
+                            context,
+                            kind=model.compute,
+                            resources=model.resources.document,
+                        )
                 finally:  # a search that broke off shows how far it came
                     mlflow.log_trials(run_id, f"validation_{model.gate.metric}", journalled(work.path / TRIALS))
+                mlflow.log(run_id, metrics=trained["usage"], tags=machine_tags(trained))
                 verdicts = judged(model, mlflow, work.path, trained)
-                record = {"arguments": arguments, "made_from": made, **upstream_of(model, context)}
+                record = {"arguments": arguments, "made_from": trained["made_from"], **upstream_of(model, context)}
                 _complete_bundle(model, work.path, trained, {**origin, "run_id": run_id}, record)
                 tags = version_tags(model, trained, verdicts, context.partition_key)
                 version = _register(model, mlflow, work.path, run_id, trained, tags, again)
@@ -136,8 +133,8 @@ def _origin(model: ModelPipeline, context: dg.AssetExecutionContext) -> dict[str
     }
 
 
-def run_tags(model: ModelPipeline, origin: Mapping[str, Any]) -> dict[str, str]:
-    """What leads from MLflow back to Dagster, and what the run was made with."""
+def run_tags(model: ModelPipeline, origin: Mapping[str, Any], kind: str) -> dict[str, str]:
+    """What leads from MLflow back to Dagster, what the run was made with, and by which kind of compute."""
     return {
         "dagster/run_id": origin["dagster_run_id"],
         "dagster/asset_key": origin["asset_key"],
@@ -146,10 +143,23 @@ def run_tags(model: ModelPipeline, origin: Mapping[str, Any]) -> dict[str, str]:
         "training_set_hash": origin["training_set_hash"] or "",
         "git_commit": f"{origin['git_commit']}{' and changes' if origin['git_dirty'] else ''}",
         "constraints_sha256": origin["constraints_sha256"] or "",
-        "hardware": f"{origin['cpu_count']} CPUs, {origin['memory_gb']} GB, GPU {origin['gpu']}, {origin['platform']}",
         "team": model.team,
         "model": model.id,
         "framework": model.trainer.framework,
+        "trainer": type(model.trainer).__name__,
+        "compute": kind,
+    }
+
+
+def machine_tags(trained: Mapping[str, Any]) -> dict[str, str]:
+    """The machine that did the training, as it says itself: what it computed on, and why on nothing better."""
+    machine, device = trained["machine"], trained["device"]
+    return {
+        "hardware": "{cpu_count} CPUs, {memory_gb} GB, GPU {gpu}, {platform}".format(**machine),
+        "accelerator": device["kind"],
+        "device": device["name"],
+        "fallback": device["reason"],
+        "thermal": trained["thermal"],
     }
 
 
@@ -207,12 +217,17 @@ def _complete_bundle(
     origin: Mapping[str, Any],
     record: Mapping[str, Any],
 ) -> None:
-    """Add what only the platform knows: where each input is found, what an answer says, where the model comes from."""
+    """Add what only the platform knows: where each input is found, what an answer says, where the model comes from.
+
+    The machine is the one that did the training, not the one that asked for it.
+    """
     from mlops_assets.serving.plan import FeaturePlan
     from mlops_assets.serving.postprocess import Postprocess
 
     manifest = {
         **{name: value for name, value in origin.items() if name != "training_set_hash"},
+        **trained["machine"],
+        "device": trained["device"],
         "model": model.id,
         "task": trained["task"],
         "framework": trained["framework"],
@@ -282,7 +297,8 @@ def version_tags(
         **(reasons if refused else {}),
         "team": model.team,
         "framework": trained["framework"],
-        "accelerators": "cpu",
+        "accelerator": trained["device"]["kind"],  # what it was trained on
+        "accelerators": ", ".join(model.trainer.accelerators),  # what such a model can be trained on
     }
 
 
@@ -310,8 +326,15 @@ def told(
         "importance": dg.MetadataValue.json(dict(importance)),
         "rows": dg.MetadataValue.json(trained["rows"]),
         **{f"seconds/{part}": value for part, value in trained["seconds"].items()},
+        **_machine_told(trained),
         **{f"cold_start/{what}": value for what, value in (trained["cold_starts"] or {}).items()},
     }
+
+
+def _machine_told(trained: Mapping[str, Any]) -> dict[str, Any]:
+    device = trained["device"]
+    told = {"device": f"{device['kind']}: {device['name']}", "thermal": trained["thermal"]}
+    return told | ({"fallback": device["reason"]} if device["reason"] else {}) | dict(trained["usage"])
 
 
 def _verdict(claim: Claim) -> str:

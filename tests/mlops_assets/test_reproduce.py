@@ -17,6 +17,7 @@ from mlops_assets.links import spec
 from mlops_assets.records import Records
 from mlops_assets.reproduce import Item, Recorded, Reproduction, differences, reproduce, told
 from mlops_assets.search import journalled
+from resources.hardware import this_machine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +57,7 @@ def test_the_same_machine_makes_the_same_model(again: Any) -> None:
     assert found.equal and [one for one in found.items if one.equal is False] == []
     names = {one.what for one in found.items}
     assert {"training set", "trials", "parameters", "golden predictions", "holdout metrics"} <= names
+    assert "device" in names
     assert {"model file model.ubj", "model file serving.onnx", "declaration", "package ..."} <= names
     assert "apart by 0 at most" in item(found, "golden predictions").why
     assert json.loads(json.dumps(found.document(), default=str))["equal"] is True
@@ -79,6 +81,23 @@ def test_a_corrected_partition_is_named(platform: Platform) -> None:
     assert not found.equal and rows.equal is False
     assert "flights/offline/weather_hourly changed in 2013-06-20;" in rows.why and " rows differ, in temp (" in rows.why
     assert item(found, "model file model.ubj").equal is False
+
+
+def test_another_device_is_named_and_what_is_here_is_used(module_platform: Platform) -> None:
+    """A version of a GPU that this machine lacks is made again on what it has; one of no known device says so."""
+    bundle = module_platform.promotion.mlflow.download(module_platform.model.registered_name, "1")
+    known = Recorded.of(bundle)
+    gpu = {"kind": "cuda", "name": "NVIDIA H200", "memory_gb": 139.8}
+    cpu = f"cpu: {this_machine().chip}"
+    if "cuda" not in this_machine().devices:
+        kind, said = module.device(Recorded(bundle, {**known.manifest, "device": gpu}, {}), known.record["arguments"])
+        assert (kind, said.equal, said.recorded, said.now) == ("cpu", False, "cuda: NVIDIA H200", cpu)
+        assert "summed otherwise" in said.why and "'cuda' is required" in said.why
+    older = {name: value for name, value in known.manifest.items() if name != "device"}
+    kind, said = module.device(Recorded(bundle, older, {}), known.record["arguments"])
+    assert (kind, said.equal, said.now) == ("cpu", None, cpu)
+    kind, said = module.device(known, known.record["arguments"])
+    assert (kind, said.equal, said.why) == ("cpu", True, "")
 
 
 def test_another_package_version_is_named(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,9 +29,12 @@ from mlops_assets import (
     feature_view,
     labels,
 )
+from mlops_assets.checkpoints import take_up
 from mlops_assets.input_schema import InputError
+from mlops_assets.manifest import made_from
 from mlops_assets.trainers import SERVING_GRAPH, LightGBMRegressor, Trainer, XGBoostClassifier, trainer_named
 from mlops_assets.training import TrainingDataError, evaluate, split, train, training_arguments
+from resources.hardware import NoSuchDeviceError, this_machine
 
 CUTOFF = datetime(2013, 4, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -98,6 +101,56 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict:
     """One training with a search of three trials."""
     search = Search(trials=3, space={"max_depth": IntRange(2, 4), "grow_policy": ["depthwise", "lossguide"]}, seed=11)
     return train(arguments(tmp_path_factory.mktemp("trained"), model=pipeline(search=search)))
+
+
+def test_it_says_what_it_was_trained_on_and_what_that_took(trained: dict) -> None:
+    """The device and why it is no better one, memory, processor, throughput, heat: measured where the work ran."""
+    device, used, cpu = trained["device"], trained["usage"], this_machine().devices["cpu"]
+    assert (device["kind"], device["name"], device["memory_gb"]) == ("cpu", cpu.name, cpu.memory_gb)
+    assert device["reason"].startswith("no cuda: ")
+    assert used["hardware/peak_memory_gb"] > 0.05 and used["hardware/cpu_percent"] > 0
+    learned = (trained["rows"]["train"] + trained["rows"]["validation"]) * trained["params"]["n_estimators"]
+    assert used["hardware/rows_per_second"] == pytest.approx(learned / trained["seconds"]["fit"], rel=0.01)
+    assert trained["thermal"] in {"nominal", "fair", "serious", "critical", "unknown"}
+    assert trained["machine"]["cpu_count"] >= 1 and trained["made_from"]["device"] == "cpu"
+
+
+@pytest.mark.parametrize("accelerator", ["cuda", "mps", "mlx"])
+def test_a_required_accelerator_that_is_missing_is_named_before_a_row_is_read(accelerator: str, tmp_path: Path) -> None:
+    """There is no training set at all, and nothing is made: the machine is looked at first."""
+    if accelerator in this_machine().devices:
+        pytest.skip(f"this machine has {accelerator}")
+    trainer = trainer_named("NetClassifier")
+    model = pipeline(trainer, accelerator=accelerator)
+    given = training_arguments(model, CUTOFF, tmp_path / "nothing.parquet", tmp_path / "out")
+    with pytest.raises(
+        NoSuchDeviceError, match=f"'{accelerator}' is required, and this machine has none: .*Found: cpu"
+    ):
+        train(given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_device_that_is_found_makes_the_model_not_the_one_that_is_wished_for(tmp_path: Path) -> None:
+    """What "auto" made on a CPU is what "cpu" would make: that training has ended, and is told, not done again."""
+    model = pipeline()
+    found = train(arguments(tmp_path, model=model))
+    assert made_from(arguments(tmp_path, model=model)) == made_from(
+        arguments(tmp_path, model=model.with_(accelerator="cpu"))
+    )
+    assert train(arguments(tmp_path, model=model.with_(accelerator="cpu"))) == found
+
+
+def test_work_of_another_device_is_not_taken_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What a machine with a GPU left half done is begun anew on one without: it would be neither's model."""
+    given = arguments(tmp_path)
+    take_up(tmp_path / "out", {**made_from(given), "device": "cuda"})
+    left = tmp_path / "out" / "checkpoints" / "final.checkpoint"
+    left.parent.mkdir()
+    left.touch()
+    with caplog.at_level(logging.WARNING, logger="mlops_assets"):
+        train(given)
+    assert "holds a training with other device: this one starts over" in caplog.text
+    assert not left.exists()
 
 
 def test_arguments_survive_json(tmp_path: Path) -> None:

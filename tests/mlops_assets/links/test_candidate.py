@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 import polars as pl
+import psutil
 import pytest
 
 from mlops_assets import Gate, ModelPipeline, TimeSplit
 from mlops_assets.links.training_set import cold_start_columns
 from mlops_assets.trainers import XGBoostClassifier
 from resources.compute import ComputeResource
+from resources.hardware import this_machine
 from resources.mlflow import MlflowResource
 
 if TYPE_CHECKING:
@@ -60,18 +62,34 @@ def test_the_rounds_of_each_trial_are_in_mlflow(platform: Platform) -> None:
     assert list((platform.home / "mlflow" / "spool").glob("*")) == []
 
 
-def test_what_a_training_took_of_the_machine_is_in_its_run(platform: Platform) -> None:
-    """Memory and processor of the training itself, whatever compute did it."""
-    mlflow = platform.resources["mlflow"]
-    run_id = mlflow.version(platform.model.registered_name, "1").run_id
-    metrics = mlflow.client().get_run(run_id).data.metrics
-    assert metrics["hardware/peak_memory_gb"] > 0.05
-    assert 0 < metrics["hardware/seconds"] < 600
-    assert metrics["hardware/cpu_percent"] > 0
+def test_what_a_training_took_of_the_machine_is_told_everywhere(platform: Platform) -> None:
+    """In its MLflow run, on its version, in its manifest: what it computed on, why on nothing better, what it took."""
+    mlflow, cpu = platform.resources["mlflow"], this_machine().devices["cpu"]
+    version = mlflow.version(platform.model.registered_name, "1")
+    run = mlflow.client().get_run(version.run_id).data
+    assert run.metrics["hardware/peak_memory_gb"] > 0.05
+    assert 0 < run.metrics["hardware/seconds"] < 600
+    assert run.metrics["hardware/cpu_percent"] > 0 and run.metrics["hardware/rows_per_second"] > 0
+    said = {"accelerator": "cpu", "device": cpu.name, "trainer": "XGBoostClassifier", "compute": "local"}
+    assert said.items() <= run.tags.items() and {"fallback", "thermal", "hardware"} <= set(run.tags)
+    assert (version.tags["accelerator"], version.tags["accelerators"]) == ("cpu", "cuda, cpu")
+    manifest = json.loads((mlflow.download(platform.model.registered_name, "1") / "manifest.json").read_text())
+    assert manifest["device"]["name"] == cpu.name and manifest["memory_gb"] == this_machine().memory_gb
+
+
+def test_a_training_that_failed_tells_what_it_took(platform: Platform) -> None:
+    """What was measured until then is in its run: whoever looks for the cause starts there."""
+    ran = platform.declared(trainer=XGBoostClassifier(n_estimators=5, tree_methud="hist")).train(CUTOFF)
+    assert not ran.ok
+    (run,) = platform.mlflow_runs("FAILED")
+    assert run.data.metrics["hardware/peak_memory_gb"] > 0.05
 
 
 def test_a_training_in_a_process_of_its_own_gives_the_same_model(platform: Platform) -> None:
-    """Byte for byte, and what it logged is in the run: only the place of the work was another."""
+    """Byte for byte, and what it logged is in the run: only the place of the work was another.
+
+    What it took of the machine is that process's own: it holds less than this one, which has MLflow and Dagster too.
+    """
     platform.resources["compute"] = ComputeResource(kind="subprocess")
     ran = platform.train(CUTOFF)
     assert ran.ok, ran.trouble
@@ -79,6 +97,9 @@ def test_a_training_in_a_process_of_its_own_gives_the_same_model(platform: Platf
     bundles = [mlflow.download(platform.model.registered_name, version) for version in ("1", "2")]
     here, elsewhere = ((bundle / "model" / "model.ubj").read_bytes() for bundle in bundles)
     assert here == elsewhere
+    assert ran.facts["candidate"]["device"] == f"cpu: {this_machine().chip}"
+    mine, its = psutil.Process().memory_info().rss / 2**30, ran.facts["candidate"]["hardware/peak_memory_gb"]
+    assert 0.05 < its < mine
 
 
 def test_a_refused_candidate_is_not_promoted_later(platform: Platform) -> None:
