@@ -134,7 +134,7 @@ class Platform:
     def fill(self, first: str, last: str) -> Ran:
         """Backfill the tables of a range of days in one run."""
         tags = {"dagster/asset_partition_range_start": first, "dagster/asset_partition_range_end": last}
-        return self._job("flights__tables", tags=tags)
+        return self._job(f"{self.model.team}__tables", tags=tags)
 
     def train(self, cutoff: str = FIRST_CUTOFF, tags: Mapping[str, str] | None = None) -> Ran:
         """The training job: from the training set to the endpoint."""
@@ -153,7 +153,8 @@ class Platform:
 
         from mlops_assets.links.spec import link_key
 
-        keys = [link_key(self.model, link) if model else dg.AssetKey(["flights", *link.split("/")]) for link in links]
+        team = self.model.team
+        keys = [link_key(self.model, link) if model else dg.AssetKey([team, *link.split("/")]) for link in links]
         ops = {"ops": {"__".join(keys[0].path): {"config": config}}} if config else None
         return self._job("__ASSET_JOB", config=ops, partition_key=partition, asset_selection=keys)
 
@@ -326,6 +327,13 @@ def first_champion(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def platform(first_champion: Path, tmp_path: Path) -> Iterator[Platform]:
     """The platform of `first_champion`, in a home of the test's own."""
     with _opened(_copied(first_champion, tmp_path / "home")) as platform:
+        yield platform
+
+
+@pytest.fixture(scope="module")
+def empty_platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A home where nothing was published yet, for the story of another team's model."""
+    with _opened(tmp_path_factory.mktemp("empty") / "home") as platform:
         yield platform
 
 

@@ -305,7 +305,8 @@ def test_jobs_and_sensors_are_named_for_their_team_and_described():
     names = {model.id.replace("/", "__") for model in catalog.models.values()}
     jobs = {job.name: job for job in repository.get_all_jobs() if not job.name.startswith("__")}
     of_upkeep = {"platform__tracking_archive", "platform__artifacts"}
-    assert jobs.keys() == {"flights__tables", *of_upkeep, *(f"{name}__train" for name in names)}
+    tables = {f"{table.team}__tables" for table in TABLES.values()}
+    assert jobs.keys() == {*tables, *of_upkeep, *(f"{name}__train" for name in names)}
     sensors = {sensor.name: sensor for sensor in repository.sensor_defs}
     of_models = {f"{name}__{verb}" for name in names for verb in ("retrain", "rollout", "late_answers")}
     of_the_platform = {"automation", "events", "alerts", "run_failure", "run_recovered", "thermal", "tracking"}
