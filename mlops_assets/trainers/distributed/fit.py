@@ -79,7 +79,7 @@ class _Told:
 
     def __init__(self, job: Job, progress: Progress) -> None:
         self._path, self._progress = job.directory / TOLD, progress
-        self._read, self._scored = 0, 0
+        self._read, self._scored = 0, -1
 
     def pass_on(self) -> None:
         if not self._path.exists():

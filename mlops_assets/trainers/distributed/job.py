@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
+import platform
+import shutil
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -62,16 +64,26 @@ class Job:
 
     @classmethod
     def read(cls, directory: Path) -> Self:
+        """Raises FileNotFoundError on a machine that does not see it."""
+        if not (directory / JOB).is_file():
+            raise FileNotFoundError(
+                f"{directory} holds no fit here, on {platform.node()}: all workers need one disk, "
+                "or a volume mounted at the same place. Let the pipeline keep checkpoints (they lie there), or use one."
+            )
         document = json.loads((directory / JOB).read_bytes())
         return cls(**document | {"directory": directory, "device": Device(**document["device"])})
 
-    def array(self, name: str) -> np.ndarray | None:
+    def array(self, name: str) -> np.ndarray:
         """One of the arrays, left on disk until its rows are asked for."""
         import numpy as np
 
-        path = self.directory / f"{name}.npy"
-        found: np.ndarray | None = np.load(path, mmap_mode="r", allow_pickle=False) if path.exists() else None
+        found: np.ndarray = np.load(self.directory / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         return found
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there are validation rows."""
+        return (self.directory / "x_valid.npy").exists()
 
     def progress(self, leads: bool) -> Progress:
         """All workers go on from the same checkpoint; the one that leads writes it, and tells the scores."""
@@ -91,6 +103,7 @@ class Job:
         beside = self.directory / f"{FITTED}.partial"
         beside.mkdir(exist_ok=True)
         network.write(beside)
+        shutil.rmtree(self.directory / FITTED, ignore_errors=True)  # of an attempt whose other workers died at the end
         beside.rename(self.directory / FITTED)
 
     @contextmanager

@@ -19,12 +19,9 @@ STOP_SECONDS = 15.0
 
 
 def inside() -> bool:
-    """Whether this process does a task of a Ray cluster; where Ray was never imported, that needs no import of it."""
+    """Whether this process is part of a Ray cluster; where Ray was never imported, that needs no import of it."""
     ray = sys.modules.get("ray")
-    if ray is None or not ray.is_initialized():
-        return False
-    context = ray.get_runtime_context()
-    return context.get_task_id() is not None or context.get_actor_id() is not None
+    return ray is not None and bool(ray.is_initialized())
 
 
 def refuse(job: Job) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 import sys
 from dataclasses import replace
 from datetime import timedelta
@@ -48,11 +49,8 @@ def work(job: Job, rank: int, index: int) -> None:
 
     os.environ["OMP_NUM_THREADS"] = str(job.threads)
     x, y = job.array("x"), job.array("y")
-    if x is None or y is None:
-        raise FileNotFoundError(
-            f"{job.directory} holds no rows here: all workers need one disk, or a volume mounted at the same place."
-        )
     team = Team(rank, job.workers, len(x))
+    job.tell(log=[logging.INFO, f"worker {rank} of {job.workers}: process {os.getpid()} on {platform.node()}"])
     if team.leads:
         logger = logging.getLogger("mlops_assets")
         logger.setLevel(logging.INFO)
@@ -69,9 +67,9 @@ def work(job: Job, rank: int, index: int) -> None:
 
 def _problem(job: Job, team: Team, x: Any, y: Any) -> Problem:
     settings = Settings(**{name: _frozen(value) for name, value in job.settings.items()})
-    x_valid, y_valid = job.array("x_valid"), job.array("y_valid")
     valid = None
-    if x_valid is not None and y_valid is not None:
+    if job.is_judged:
+        x_valid, y_valid = (job.array(name) for name in ("x_valid", "y_valid"))
         mine = team.slice(len(x_valid))
         valid = (x_valid[mine].copy(), y_valid[mine].copy())
     rows, targets = (cast("Any", Share(array, team, settings.batch_size)) for array in (x, y))
