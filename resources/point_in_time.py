@@ -45,7 +45,7 @@ class KeyTypeError(TypeError):
     """A key of a view and the spine's column it is matched with cannot be compared."""
 
     @classmethod
-    def of(cls, key: str, view_type: pl.DataType, column: str, spine_type: pl.DataType) -> Self:
+    def of(cls, key: str, view_type: object, column: str, spine_type: object) -> Self:
         return cls(
             f"The view's key {key!r} is {view_type} and the spine's column {column!r} is {spine_type} "
             "(comparable: equal types, any two integer types, texts and categories). Cast one of them."
@@ -67,7 +67,7 @@ class TimeTypeError(TypeError):
     """A column that should tell the time does not."""
 
     @classmethod
-    def of(cls, column: str, given: pl.DataType) -> Self:
+    def of(cls, column: str, given: object) -> Self:
         return cls(f"Column {column!r} is {given} (needed: Datetime or Date). Parse it into a time.")
 
 
@@ -109,7 +109,7 @@ def point_in_time_join(
     is seen uncorrected. Raises ColumnClashError, MissingColumnError, KeyTypeError, TimeTypeError.
     """
     schema = spine.collect_schema()
-    _check_outputs(schema.names(), views)
+    check_outputs(schema.names(), views)
     _check_columns(schema.names(), views, event_timestamp)
     # Among null times Polars picks the first of equal events, not the last, where the view has no keys.
     at = utc(event_timestamp, schema).fill_null(pl.lit(BEFORE_EVERY_EVENT).cast(TIME)).alias(AT)
@@ -159,7 +159,8 @@ def _literal(value: int, width: int, dtype: pl.DataType) -> pl.Expr:
     return pl.lit(min(max(value, -limit), limit), dtype=pl.Int32 if width == 32 else pl.Int64).cast(dtype)
 
 
-def _check_outputs(spine: Sequence[str], views: Sequence[ViewFrame]) -> None:
+def check_outputs(spine: Sequence[str], views: Sequence[ViewFrame]) -> None:
+    """Raises ColumnClashError."""
     names = Counter([*spine, *(name for view in views for name in view.outputs)])
     if clashing := [name for name, times in names.items() if times > 1]:
         raise ColumnClashError.of(clashing, spine)
