@@ -61,6 +61,7 @@ FRAMEWORK_PACKAGES = {  # where they are not only the one that is named as the f
     "torch": ("torch", "safetensors"),
     "mlx": ("mlx", "mlx-metal" if sys.platform == "darwin" else "mlx-cpu", "safetensors"),
     "keras": ("keras", "torch", "safetensors"),
+    "net": ("torch", "safetensors"),
 }
 BUILD_SECONDS = 300
 # `python -m bentoml`, but an editable install of this project may not lend the Bento what CODE forgot.

@@ -51,6 +51,15 @@ if TYPE_CHECKING:
     from mlops_assets.trainers.mlx import (
         MLXRegressor as MLXRegressor,
     )
+    from mlops_assets.trainers.net import (
+        NetClassifier as NetClassifier,
+    )
+    from mlops_assets.trainers.net import (
+        NetImageClassifier as NetImageClassifier,
+    )
+    from mlops_assets.trainers.net import (
+        NetRegressor as NetRegressor,
+    )
     from mlops_assets.trainers.onnx import (
         OnnxClassifier as OnnxClassifier,
     )

@@ -11,19 +11,29 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlops_assets.trainers.networks.fitting import Learner, NetTrainer, Settings
+from mlops_assets.trainers.networks.fitting import Learner, NetTrainer, Problem, Settings
 from mlops_assets.trainers.networks.network import Layer, Network
 from resources.hardware import Device
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from mlops_assets.checkpoints import Progress
     from mlops_assets.trainers import Predictor
 
 
 class _Keras(NetTrainer):
-    def _learner(self, network: Network, settings: Settings, device: Device) -> Learner:  # noqa: ARG002
+    """CUDA is by PyTorch, as Keras's backend; Apple's GPU is better used by MLX."""
+
+    accelerators = ("cuda", "cpu")
+
+    def _learner(self, network: Network, settings: Settings, device: Device) -> Learner:  # noqa: ARG002 - see _weights
         return _Learner(network, settings)
+
+    def _weights(self, problem: Problem, progress: Progress, device: Device) -> tuple[tuple[Layer, ...], int]:
+        """Keras computes on whatever GPU it finds, unless it is told where."""
+        with _keras().device(f"gpu:{device.index}" if device.kind == "cuda" else "cpu"):
+            return super()._weights(problem, progress, device)
 
 
 class KerasClassifier(_Keras):
@@ -76,8 +86,15 @@ class _Learner:
 def load(directory: Path) -> Predictor:
     keras = _keras()
     network = Network.read(directory)
-    model = _model(network)
-    return network.predictor(lambda prepared: keras.ops.convert_to_numpy(model(prepared, training=False)))
+    with keras.device("cpu"):
+        model = _model(network)
+
+    def forward(prepared: np.ndarray) -> np.ndarray:
+        with keras.device("cpu"):
+            answer: np.ndarray = keras.ops.convert_to_numpy(model(prepared, training=False))
+            return answer
+
+    return network.predictor(forward)
 
 
 def _keras() -> Any:

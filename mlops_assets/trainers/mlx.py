@@ -1,6 +1,6 @@
 """A net fitted by MLX, Apple's array library (its Linux build uses the CPU); saved as safetensors.
 
-It is fitted on MLX's default device, the GPU on a Mac; it answers on the CPU, where one row costs no dispatch
+It is fitted on Apple's GPU, or on the CPU if that is chosen; it answers on the CPU, where one row costs no dispatch
 and products are in full float32.
 """
 
@@ -10,21 +10,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlops_assets.trainers.networks import in_mlx
-from mlops_assets.trainers.networks.fitting import IMAGE_DEFAULTS, Learner, NetTrainer, Settings
+from mlops_assets.trainers.networks.fitting import IMAGE_DEFAULTS, Learner, NetTrainer, Problem, Settings
 from mlops_assets.trainers.networks.network import Layer, Network
 from resources.hardware import Device
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from mlops_assets.checkpoints import Progress
     from mlops_assets.trainers import Predictor
 
 
 class _MLX(NetTrainer):
     accelerators = ("mlx", "cpu")
 
-    def _learner(self, network: Network, settings: Settings, device: Device) -> Learner:  # noqa: ARG002
+    def _learner(self, network: Network, settings: Settings, device: Device) -> Learner:  # noqa: ARG002 - see _weights
         return _Learner(network, settings)
+
+    def _weights(self, problem: Problem, progress: Progress, device: Device) -> tuple[tuple[Layer, ...], int]:
+        """MLX's default is the GPU on a Mac, also for who asked for the CPU."""
+        import mlx.core as mx
+
+        with mx.stream(mx.cpu if device.kind == "cpu" else mx.default_device()):
+            return super()._weights(problem, progress, device)
 
 
 class MLXClassifier(_MLX):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from mlops_assets.checkpoints import NO_CHECKPOINTS, Progress
 from mlops_assets.trainers import Trainer, TrainerParameterError, UnsafeModelFileError, model_file, threads
-from resources.hardware import CPU, Device
+from resources.hardware import CPU, Device, NoSuchDeviceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +43,7 @@ DEFAULTS = {"n_estimators": 300, "learning_rate": 0.1, "max_depth": 6, "early_st
 class _XGBoost(Trainer):
     objective: ClassVar[str]
     accelerators = ("cuda", "cpu")
+    needs: ClassVar = {"cuda": "xgboost"}  # which brings its own kernels
 
     def fit(
         self,
@@ -116,6 +117,7 @@ def _boosted(
 
     kept, watched = progress.kept(), [train, valid] if valid is not None else [train]
     booster = xgb.Booster(settings, watched, model_file=bytearray(kept.model) if kept else None)
+    _refuse_fallback(booster, settings["device"])
     done, scores = (kept.rounds, list(kept.notes["scores"])) if kept else (0, [])
     draws, higher = any(settings.get(name, 1) != 1 for name in SAMPLED), False
     for at in range(done, rounds):
@@ -133,6 +135,13 @@ def _boosted(
     booster.reset()
     # a booster predicts with every tree it has, also those grown after its best round
     return booster[: best_round(scores, higher) + 1] if scores else booster
+
+
+def _refuse_fallback(booster: xgb.Booster, device: str) -> None:
+    """Where XGBoost finds no GPU it fits on the CPU, with a warning to nobody: the model would be called another."""
+    taken = json.loads(booster.save_config())["learner"]["generic_param"]["device"]
+    if taken != device:
+        raise NoSuchDeviceError.refused(device, f"XGBoost took {taken!r} in its place")
 
 
 def _draw_anew(booster: xgb.Booster, method: str) -> None:

@@ -45,6 +45,13 @@ class NoSuchDeviceError(RuntimeError):
         )
 
     @classmethod
+    def refused(cls, device: str, problem: str) -> Self:
+        return cls(
+            f"The driver names a device {device!r}, and it could not be used: {problem}. Look at the driver's and the "
+            "library's versions, or train with accelerator='cpu'."
+        )
+
+    @classmethod
     def unusable(cls, wanted: str, who: str, usable: Sequence[str]) -> Self:
         return cls(
             f"{who} cannot use accelerator {wanted!r} (it can: {', '.join(usable)}). Name one of these, or 'auto'."

@@ -26,6 +26,7 @@ TRAINERS: Mapping[str, Trainer] = {
     "torch": trainer_named("TorchClassifier", **NET),
     "mlx": trainer_named("MLXClassifier", **NET),
     "keras": trainer_named("KerasClassifier", **NET),
+    "net": trainer_named("NetClassifier", **NET),
     "xgboost_dart": trainer_named("XGBoostClassifier", n_estimators=20, booster="dart"),  # has no graph
 }
 FORMATS = [*TRAINERS, "onnx"]

@@ -28,6 +28,7 @@ from mlops_assets.trainers import (
 )
 from mlops_assets.trainers.graphs.exact import difference
 from mlops_assets.trainers.graphs.graph import probes
+from resources.hardware import Device, NoSuchDeviceError, this_machine
 
 NET = {"hidden": [16], "epochs": 12, "learning_rate": 0.01, "batch_size": 64}
 SMALL: dict[str, dict[str, Any]] = {
@@ -37,6 +38,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "torch": NET,
     "mlx": NET,
     "keras": NET,
+    "net": NET,
 }
 IMAGE = {**NET, "image": [2, 2], "channels": [8], "learning_rate": 0.03}  # the four columns of a row as its pixels
 ELSEWHERE = TemporaryDirectory(prefix="trained-elsewhere-")  # removed when the tests end
@@ -156,6 +158,15 @@ def test_what_early_stopping_learned_can_be_fixed(trainer: Trainer) -> None:
     learned = trainer.learned(fitted(trainer))
     again = trainer.fit(*rows(trainer.task), None, None, learned, 3)
     assert trainer.learned(again) == learned
+
+
+@pytest.mark.parametrize("trainer", [one for one in SUBJECTS if "cuda" in one.accelerators], ids=name_of)
+@pytest.mark.skipif("cuda" in this_machine().devices, reason="this machine has a GPU")
+def test_a_device_is_used_or_refused(trainer: Trainer) -> None:
+    """One that the driver names and the library cannot use ends the fit: none falls back and says nothing of it."""
+    gpu = Device("cuda", "a GPU that is not there", 80.0)
+    with pytest.raises((NoSuchDeviceError, AssertionError, RuntimeError), match=r"(?i)cuda"):
+        trainer.fit(*rows(trainer.task), None, None, {}, 0, device=gpu)
 
 
 @every_trainer
