@@ -38,6 +38,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 Task = Literal["classification", "multiclass", "regression"]
 WithoutStore = Literal["refuse", "fall back"]
 Trained = Literal["on cause", "at each cutoff"]
+TOLERATION = ("key", "operator", "value", "effect")
 Prune = Literal[False, "median", "hyperband"]
 Over = Literal["auto", "processes", "ray"]
 
@@ -861,6 +862,8 @@ class Resources:
         for name in ("gpus", "retries"):
             if getattr(self, name) < 0:
                 raise DeclarationError.of("Resources", name, getattr(self, name), "0 or more", "Leave it out.")
+        for name in {name for one in self.tolerations for name in one} - set(TOLERATION):
+            raise DeclarationError.of("Resources", "tolerations", name, ", ".join(TOLERATION), "Use Kubernetes' words.")
         if self.start_within <= timedelta(0):
             raise DeclarationError.of(
                 "Resources", "start_within", self.start_within, "a positive duration", "Give minutes."

@@ -19,6 +19,7 @@ from mlops_assets import (
     Monitor,
     Parity,
     Popularity,
+    Resources,
     Search,
     Serve,
     String,
@@ -100,6 +101,11 @@ def pipeline(**changes) -> ModelPipeline:
         (lambda: Monitor(window=timedelta(0)), r"Monitor: window is .*a positive duration"),
         (lambda: Monitor(volume_change=1.0), r"volume_change over 1"),
         (lambda: Parity(at_most=1.0), r"at_most in \[0, 1\)"),
+        (lambda: Resources(cpus=0), r"cpus is 0 \(allowed: more than 0"),
+        (lambda: Resources(retries=-1), r"retries is -1"),
+        (lambda: Resources(tolerations=[{"kee": "gpu"}]), r"tolerations is 'kee' \(allowed: key, operator"),
+        (lambda: pipeline(compute="mainframe"), r"compute is 'mainframe' \(allowed: kubernetes, local"),
+        (lambda: pipeline(accelerator="mlx"), r"accelerator is 'mlx' \(allowed: auto, cuda, cpu.*XGBoostClassifier"),
     ],
 )  # fmt: skip
 def test_a_declaration_that_cannot_be_is_refused_with_the_fix(wrong, says):
