@@ -243,8 +243,9 @@ def _namespace(kubeconfig: str | None, context: str | None) -> str:
 
 def _see_home(mounts: list[str]) -> None:
     """The work reads and writes under MLOPS_HOME: a pod that does not see it would lose everything, hours later."""
-    if not any(home().is_relative_to(mount) for mount in mounts if mount != TEMPORARY):
-        told = ", ".join(mounts) or "none"
+    lasting = [mount for mount in mounts if mount != TEMPORARY]
+    if not any(home().is_relative_to(mount) for mount in lasting):
+        told = ", ".join(lasting) or "none"
         raise ClusterError.of(
             f"no volume of the pods is mounted at MLOPS_HOME, {home()} (mounted: {told})",
             f"Mount the claim that holds it: `volumes`, `volume_mounts` in dagster.yaml or in what {SETTINGS} names.",

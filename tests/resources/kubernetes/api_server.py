@@ -59,6 +59,8 @@ class Pod:
     grew: threading.Condition = field(default_factory=threading.Condition)
     closed: bool = False
     process: subprocess.Popen[bytes] | None = None
+    death: Json = field(default_factory=dict)  # what is said of its container once its process has ended
+    around: Json = field(default_factory=dict)  # and of the pod
 
     @property
     def name(self) -> str:
@@ -145,22 +147,52 @@ def works(api: Api, pod: Pod) -> None:
         pod.say(line)
     code = process.wait()
     code = code if code >= 0 else 128 - code
-    pod.is_("Succeeded" if code == 0 else "Failed", {"terminated": {"exitCode": code, "reason": "Completed"}})
+    ended = {"exitCode": code, "reason": "Error" if code else "Completed", **pod.death}
+    pod.is_("Failed" if code else "Succeeded", {"terminated": ended}, **pod.around)
     pod.hush()
 
 
-def begins_then(*after: Life, **settings: float) -> Life:
-    """A pod whose process works until, after a while, something befalls it."""
+def works_until(befalls: Life) -> Life:
+    """A pod whose process works until, once it has said something, that befalls it."""
 
     def life(api: Api, pod: Pod) -> None:
         threading.Thread(target=works, args=[api, pod], daemon=True).start()
-        while not (pod.process and pod.log):
+        while not pod.log:
             time.sleep(0.02)
-        time.sleep(settings.get("seconds", 0.0))
-        for one in after:
-            one(api, pod)
+        befalls(api, pod)
 
     return life
+
+
+def runs_until(befalls: Life) -> Life:
+    """The same of a pod without a process: what can be seen of it is the same."""
+
+    def life(api: Api, pod: Pod) -> None:
+        pod.is_("Running", {"running": {"startedAt": now()}})
+        pod.say(b"training")
+        time.sleep(0.3)
+        befalls(api, pod)
+
+    return life
+
+
+def dies(death: Json | None = None, **around: Any) -> Life:
+    """Its container ends by SIGKILL; this is said of it, and that of the pod."""
+
+    def life(_api: Api, pod: Pod) -> None:
+        pod.death, pod.around = death or {}, around
+        if pod.process:
+            pod.process.kill()
+        else:
+            pod.is_("Failed", {"terminated": {"exitCode": 137, "reason": "Error", **pod.death}}, **pod.around)
+            pod.hush()
+
+    return life
+
+
+def stays(phase: str, state: Json | None = None, **status: Any) -> Life:
+    """It comes to that, and no further."""
+    return lambda _api, pod: pod.is_(phase, state, **status)
 
 
 @dataclass
@@ -249,62 +281,68 @@ POD = "/api/v1/namespaces/{namespace}/pods/{name}"
 KINDS = {"pods": {"apiVersion": "v1", "kind": "Pod"}, "jobs": {"apiVersion": "batch/v1", "kind": "Job"}}
 
 
-def app(api: Api) -> Starlette:
-    """The routes, over that state."""
+@dataclass(frozen=True)
+class Routes:
+    """The API's routes over that state."""
 
-    def version(_: Request) -> Response:
+    api: Api
+
+    def version(self, _: Request) -> Response:
         parts = ("gitCommit", "gitTreeState", "buildDate", "goVersion", "compiler", "platform")
         return JSONResponse({"major": "1", "minor": "37", "gitVersion": "v1.37.0"} | dict.fromkeys(parts, ""))
 
-    async def create(request: Request) -> Response:
+    async def create(self, request: Request) -> Response:
         kind = request.path_params["kind"]
         body = KINDS[kind] | await request.json()
-        return JSONResponse(api.create(request.path_params["namespace"], kind, body), 201)
+        return JSONResponse(self.api.create(request.path_params["namespace"], kind, body), 201)
 
-    def several(request: Request) -> Response:
+    def several(self, request: Request) -> Response:
         where = request.path_params
-        return JSONResponse(api.list(where["namespace"], where["kind"], dict(request.query_params)))
+        return JSONResponse(self.api.list(where["namespace"], where["kind"], dict(request.query_params)))
 
-    def one(request: Request) -> Response:
-        return JSONResponse(api.pod(**request.path_params).body)
+    def one(self, request: Request) -> Response:
+        return JSONResponse(self.api.pod(**request.path_params).body)
 
-    async def delete(request: Request) -> Response:
-        return JSONResponse(api.delete(**request.path_params, options=json.loads(await request.body() or b"{}")))
+    async def delete(self, request: Request) -> Response:
+        return JSONResponse(self.api.delete(**request.path_params, options=json.loads(await request.body() or b"{}")))
 
-    def log(request: Request) -> Response:
-        pod, asked = api.pod(**request.path_params), request.query_params
+    def log(self, request: Request) -> Response:
+        pod, asked = self.api.pod(**request.path_params), request.query_params
         if "container" not in asked and len(pod.body["spec"]["containers"]) > 1:
             raise RefusedError(400, "a container name must be specified")
-        if not pod.process:
+        if not pod.body["status"].get("containerStatuses", [{}])[0].get("started"):
             raise RefusedError(400, "container is waiting to start: PodInitializing")
         return StreamingResponse(pod.lines(asked.get("follow") == "True"), media_type="text/plain")
 
-    async def guarded(request: Request, call_next: Any) -> Response:
+    async def guarded(self, request: Request, call_next: Any) -> Response:
         asked = f"{request.method} {request.url.path}"
-        api.asked.append(asked)
-        refusals = [refused for what, refused in api.refuses.items() if what in asked]
+        self.api.asked.append(asked)
+        refusals = [refused for what, refused in self.api.refuses.items() if what in asked]
         answer: Response = _status(refusals[0]) if refusals else await call_next(request)
         return answer
 
-    def refused(_: Request, problem: Any) -> Response:
-        return _status(problem)
+    def app(self) -> Starlette:
+        routes = [
+            Route("/version/", self.version),
+            Route("/api/v1/namespaces/{namespace}/{kind}", self.several, methods=["GET"]),
+            Route("/api/v1/namespaces/{namespace}/{kind}", self.create, methods=["POST"]),
+            Route("/apis/batch/v1/namespaces/{namespace}/{kind}", self.create, methods=["POST"]),
+            Route(POD, self.one, methods=["GET"]),
+            Route(POD, self.delete, methods=["DELETE"]),
+            Route(f"{POD}/log", self.log, methods=["GET"]),
+        ]
+        handlers: Any = {RefusedError: _refused, kubernetes_validate.ValidationError: _invalid}
+        served = Starlette(routes=routes, exception_handlers=handlers)
+        served.add_middleware(BaseHTTPMiddleware, dispatch=self.guarded)
+        return served
 
-    def invalid(_: Request, problem: Any) -> Response:
-        return _status(RefusedError(422, f"{[*problem.path]}: {problem.message}"))
 
-    routes = [
-        Route("/version/", version),
-        Route("/api/v1/namespaces/{namespace}/{kind}", several, methods=["GET"]),
-        Route("/api/v1/namespaces/{namespace}/{kind}", create, methods=["POST"]),
-        Route("/apis/batch/v1/namespaces/{namespace}/{kind}", create, methods=["POST"]),
-        Route(POD, one, methods=["GET"]),
-        Route(POD, delete, methods=["DELETE"]),
-        Route(f"{POD}/log", log, methods=["GET"]),
-    ]
-    handlers: Any = {RefusedError: refused, kubernetes_validate.ValidationError: invalid}
-    served = Starlette(routes=routes, exception_handlers=handlers)
-    served.add_middleware(BaseHTTPMiddleware, dispatch=guarded)
-    return served
+def _refused(_: Request, problem: Any) -> Response:
+    return _status(problem)
+
+
+def _invalid(_: Request, problem: Any) -> Response:
+    return _status(RefusedError(422, f"{[*problem.path]}: {problem.message}"))
 
 
 def _status(problem: RefusedError) -> Response:
@@ -316,7 +354,7 @@ def _status(problem: RefusedError) -> Response:
 def serving() -> Iterator[tuple[Api, str]]:
     """A cluster without pods, and the address of its API."""
     api = Api()
-    server = uvicorn.Server(uvicorn.Config(app(api), port=0, log_level="critical", lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(Routes(api).app(), port=0, log_level="critical", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
