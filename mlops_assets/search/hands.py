@@ -2,6 +2,8 @@
 
 The one who searches alone writes the journal, as trials end, in whatever order they do. A worker that dies is told in
 the log and its trial run once more, from its checkpoint, by another; the second time it ends the search.
+
+Workers import what is here: no Dagster, which would take longer than many a trial.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from typing import Any, Protocol
 
 from mlops_assets.search.journal import FAIL, Line
 from mlops_assets.search.trial import Asked, begun
-from resources.compute import NoWorkerError, OtherEnvironmentError, WorkerLostError, WorkFailedError
 
 Begin = Callable[[Asked], Callable[[], Line]]
 """Has a trial begun, or waiting for its turn; what it gives waits for the trial's end."""
@@ -71,6 +72,8 @@ def hands(
 
 def answered(there: There, asked: Asked, answer: Mapping[str, Any]) -> Line | Exception:
     """The line that a worker's answer holds, or the error that it tells of; its log is ours."""
+    from resources.compute import OtherEnvironmentError, WorkFailedError
+
     for name, level, words in answer["logs"]:
         logging.getLogger(name).log(level, "trial %s: %s", asked.number, words)
     if differs := answer.get("differs"):
@@ -90,6 +93,7 @@ def on_ray() -> bool:
 def _workers(search: Mapping[str, Any], there: There) -> Workers:
     """Each with its share of the threads that this process may use."""
     from mlops_assets.trainers import threads
+    from resources.compute import NoWorkerError
 
     share = max(1, threads() // search["workers"])
     if search["over"] == "ray" and not on_ray():
@@ -151,6 +155,8 @@ class _Shared:
         return self._lines.pop(number)
 
     def _went_wrong(self, asked: Asked, problem: Exception) -> None:
+        from resources.compute import WorkerLostError
+
         if isinstance(problem, WorkerLostError) and asked.number not in self._again:
             logger.warning("trial %s is run again: %s", asked.number, problem)
             self._again.add(asked.number)
