@@ -38,7 +38,7 @@ def fitted_by(
     with _directory(progress) as directory:
         checkpoints = {
             "path": str(progress.path.absolute()) if progress.path else None,
-            "made_from": dict(progress.made_from),
+            "made_from": progress.made_from,
             "seconds": progress.seconds,
             "rounds": progress.rounds,
         }
