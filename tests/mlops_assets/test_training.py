@@ -132,12 +132,10 @@ def test_a_required_accelerator_that_is_missing_is_named_before_a_row_is_read(ac
 
 def test_the_device_that_is_found_makes_the_model_not_the_one_that_is_wished_for(tmp_path: Path) -> None:
     """What "auto" made on a CPU is what "cpu" would make: that training has ended, and is told, not done again."""
-    model = pipeline()
-    found = train(arguments(tmp_path, model=model))
-    assert made_from(arguments(tmp_path, model=model)) == made_from(
-        arguments(tmp_path, model=model.with_(accelerator="cpu"))
-    )
-    assert train(arguments(tmp_path, model=model.with_(accelerator="cpu"))) == found
+    trainer = trainer_named("LightGBMClassifier", n_estimators=5)
+    best, cpu = (arguments(tmp_path, model=pipeline(trainer, accelerator=wished)) for wished in ("auto", "cpu"))
+    assert made_from(best) == made_from(cpu)
+    assert train(best) == train(cpu)
 
 
 def test_work_of_another_device_is_not_taken_up(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
