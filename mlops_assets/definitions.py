@@ -22,6 +22,7 @@ from resources.environment import quiet_telemetry, resources_for  # noqa: E402
 from sensors.alerts import alerts_sensor  # noqa: E402
 from sensors.automation import automation_sensor  # noqa: E402
 from sensors.events import events_sensor  # noqa: E402
+from sensors.orphans import orphans_sensors  # noqa: E402
 from sensors.run_failure import run_failure_sensor, run_recovered_sensor  # noqa: E402
 from sensors.thermal import thermal_sensor  # noqa: E402
 
@@ -45,6 +46,7 @@ defs = dg.Definitions.merge(
             run_failure_sensor,
             run_recovered_sensor,
             thermal_sensor(time.time),
+            *orphans_sensors(time.time),
         ],
         executor=dg.in_process_executor,  # a process per trivial step costs six times the work itself
     ),

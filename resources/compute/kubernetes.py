@@ -20,8 +20,8 @@ def run(work: Work) -> dict[str, Any]:
         raise EntrypointError.of(
             work.entrypoint, "was to run in a pod, with nobody to tell", "Pass the asset's context."
         )
-    from resources.kubernetes.cluster import Cluster, ClusterError, platform, told
-    from resources.kubernetes.pods import owner
+    from resources.kubernetes.cluster import Cluster, ClusterError, told
+    from resources.kubernetes.owned import owner, platform
     from resources.kubernetes.watchdog import PodLostError, WatchedPipesK8sClient
 
     context = work.context

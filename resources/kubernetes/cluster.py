@@ -135,12 +135,6 @@ class Cluster:
         return {"container_config": container, "pod_spec_config": pod}
 
 
-def platform(instance: dg.DagsterInstance) -> str:
-    """What tells this platform from another in the same namespace: each knows the runs of its own storage alone."""
-    storage: Any = instance.run_storage
-    return str(storage.get_run_storage_id())
-
-
 @contextmanager
 def told(where: str) -> Iterator[None]:
     """What the API, or the way to it, raises, as a ClusterError that says where, what and what to do."""
@@ -188,7 +182,7 @@ def _settings() -> dict[str, Any]:
         found = yaml.safe_load(Path(path).expanduser().read_text())
     except (OSError, yaml.YAMLError) as problem:
         raise ClusterError.of(
-            f"{SETTINGS} names {path}, which cannot be read: {problem}", "Name a YAML file."
+            f"{SETTINGS} names {path}, which cannot be read: {problem}", "Name a YAML file, or unset it."
         ) from None
     if not isinstance(found, dict):
         raise ClusterError.of(f"{path} ({SETTINGS}) holds no mapping", "Write `image: ...` and so on, a line each.")

@@ -16,8 +16,8 @@ from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import UserDefinedDagsterK8sConfig, get_user_defined_k8s_config
 from kubernetes.utils.quantity import parse_quantity
 
-from resources.kubernetes.cluster import platform
-from resources.kubernetes.pods import CONFIG, RETRIES, owner
+from resources.kubernetes.owned import owner, platform
+from resources.kubernetes.pods import CONFIG, RETRIES
 
 MAX_RETRIES = "dagster/max_retries"
 

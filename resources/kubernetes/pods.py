@@ -1,18 +1,15 @@
 """What a declaration means for a pod, as plain data: in the words of Dagster's `dagster-k8s/config`, snake_case.
 
 No pod of ours runs as root, gains rights, or writes outside of its volumes; a platform's own settings for its pods (see
-`cluster`) may say otherwise. Whose a pod is stands in its labels, which is what orphans are found by.
+`cluster`) may say otherwise.
 """
 
 from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Mapping
 from typing import Any
-
-import dagster as dg
 
 from resources.environment import COMPUTE
 
@@ -27,15 +24,6 @@ SPOT = {
     "karpenter.sh/capacity-type": "spot",
     "node.kubernetes.io/lifecycle": "spot",
 }
-OWNER, OURS = "app.kubernetes.io/managed-by", "mlops"
-PLATFORM, RUN, TEAM, ASSET, COMPONENT = (
-    "mlops/platform",
-    "dagster/run-id",
-    "mlops/team",
-    "mlops/asset",
-    "app.kubernetes.io/component",
-)
-LABEL_LENGTH = 63
 
 Config = dict[str, dict[str, Any]]
 
@@ -105,18 +93,6 @@ def op_tags(compute: str, resources: Mapping[str, Any]) -> dict[str, Any]:
     retries = resources.get("retries", 0)
     tags: dict[str, Any] = {CONFIG: config(resources), RETRIES: str(retries) if retries else ""}
     return {name: value for name, value in tags.items() if value}
-
-
-def owner(run_id: str, platform: str, key: dg.AssetKey | None) -> dict[str, str]:
-    """Whose a pod is: the platform that knows the run, the run, the team and the asset."""
-    named = {TEAM: key.path[0], ASSET: ".".join(key.path)} if key else {}
-    said = {OWNER: OURS, PLATFORM: platform, RUN: run_id, **named}
-    return {name: label(value) for name, value in said.items()}
-
-
-def label(value: str) -> str:
-    """A value that a label may have: at most 63 of letters, digits, `-`, `_` and `.`, none of these at the ends."""
-    return re.sub(r"[^A-Za-z0-9_.-]", "-", value)[:LABEL_LENGTH].strip("-_.")
 
 
 def _spot_tolerations() -> list[dict[str, str]]:
