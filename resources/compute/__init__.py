@@ -58,6 +58,20 @@ class Work:
         """What the work is expected to find where it runs."""
         return versions(PACKAGES)
 
+    @property
+    def document(self) -> dict[str, Any]:
+        """What another process is told of it: see `_worker`."""
+        return {"entrypoint": self.entrypoint, "arguments": dict(self.arguments), "packages": self.packages}
+
+    @property
+    def asking(self) -> dg.AssetExecutionContext:
+        """The asset that another process tells; raises EntrypointError where nobody asks."""
+        if self.context is None:
+            raise EntrypointError.of(
+                self.entrypoint, "was to run in another process, with nobody to tell", "Pass the asset's context."
+            )
+        return self.context
+
 
 class Compute(Protocol):
     """A kind of machine."""

@@ -1,7 +1,8 @@
 """The other side: a process that gets its work by Dagster Pipes, does it, and reports the result or what went wrong.
 
-Started as `python -m resources.compute._worker`. What it logs is the run's. It ends with whoever started it: a run
-that was killed leaves no training behind that writes where the next one does.
+Started as `python -m resources.compute._worker`, or called by a cluster's own worker (`serve`). What it logs is the
+run's. A process that was started ends with whoever started it: a run that was killed leaves no training behind that
+writes where the next one does.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from dagster_pipes import PipesContext, open_dagster_pipes
+from dagster_pipes import PipesContext, PipesParamsLoader, open_dagster_pipes
 
 from resources.compute import EntrypointError, Work, local, versions
 
 WATCH_SECONDS = 0.5
+RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the process that a job of its job API starts
 OURS = ("mlops_assets", "resources", "model_assets")
 
 
@@ -35,7 +37,21 @@ class _Forward(logging.Handler):
 
 def main() -> None:
     threading.Thread(target=_end_with, args=[os.getppid()], name="end-with-parent", daemon=True).start()
-    with open_dagster_pipes() as pipes:
+    if RAY_JOB in os.environ:
+        import ray
+
+        ray.init()  # work that hands out more of it finds the cluster that it runs on
+    serve()
+
+
+def serve(asked: PipesParamsLoader | None = None, here: Mapping[str, str] | None = None) -> None:
+    """Do the work that is asked for, by default in this process's environment. Once a process.
+
+    `here` is what the kind of compute wants to know of this process, should it die.
+    """
+    with open_dagster_pipes(params_loader=asked) as pipes:
+        if here:
+            pipes.report_custom_message(dict(here))
         for name in OURS:
             logger = logging.getLogger(name)
             logger.setLevel(logging.INFO)

@@ -18,22 +18,17 @@ from resources.environment import PROJECT
 
 WORKER = "resources.compute._worker"
 SHUTDOWN_SECONDS = 20.0
+STARVED = ("was killed for want of memory", "Give the machine more, or train on fewer rows (TimeSplit(window=...)).")
 
 
 def run(work: Work) -> dict[str, Any]:
-    if work.context is None:
-        raise EntrypointError.of(
-            work.entrypoint, "was to run in another process, with nobody to tell", "Pass the asset's context."
-        )
     client = PipesSubprocessClient(cwd=str(PROJECT), termination_timeout_seconds=SHUTDOWN_SECONDS)
-    asked = {"entrypoint": work.entrypoint, "arguments": dict(work.arguments), "packages": work.packages}
     starved = kills_for_memory()
     try:
-        done = client.run(context=work.context, command=[work.python, "-m", WORKER], extras=asked)
+        done = client.run(context=work.asking, command=[work.python, "-m", WORKER], extras=work.document)
     except DagsterPipesExecutionError as problem:
-        raise WorkerLostError.of(
-            work.entrypoint, *death(_code(str(problem)), kills_for_memory() > starved)
-        ) from problem
+        ended = death(_code(str(problem)), kills_for_memory() > starved)
+        raise WorkerLostError.of(work.entrypoint, *ended) from problem
     return answer(work, done.get_custom_messages())
 
 
@@ -57,10 +52,11 @@ def _code(problem: str) -> int:
     return int(found[1]) if found else 1
 
 
-def death(code: int, starved: bool) -> tuple[str, str]:
-    """What a process died of, by its exit code, and what to do about it."""
+def death(code: int, starved: bool = False) -> tuple[str, str]:
+    """What a process died of, by its exit code (of a signal -9, or 137 by a shell), and what to do about it."""
     if starved:
-        return "was killed for want of memory", "Give the machine more, or train on fewer rows (TimeSplit(window=...))."
+        return STARVED
+    code = 128 - code if code > 128 else code
     if code >= 0:
         return f"ended with exit code {code}", "Look at its output in the run's logs."
     name = signal.Signals(-code).name

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ Arguments = dict[str, Any]
 
 
 def fail(arguments: Arguments) -> Arguments:
+    _count(arguments)
     raise ValueError(arguments["message"])
 
 
@@ -24,7 +26,16 @@ def die(arguments: Arguments) -> Arguments:
     return {}
 
 
+def die_at_first(arguments: Arguments) -> Arguments:
+    begun = _count(arguments)
+    if begun == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(10)
+    return {"begun": begun}
+
+
 def leave(arguments: Arguments) -> Arguments:
+    _count(arguments)
     os._exit(arguments["code"])
 
 
@@ -39,7 +50,17 @@ def tell_and_wait(arguments: Arguments) -> Arguments:
     return {}
 
 
-def ask(path: str) -> None:
+def _count(arguments: Arguments) -> int:
+    """How often work that is given a path was begun."""
+    if "path" not in arguments:
+        return 1
+    with Path(arguments["path"]).open("a+") as told:
+        told.write(".")
+        told.seek(0)
+        return len(told.read())
+
+
+def ask(path: str, kind: str = "subprocess", address: str = "") -> None:
     """An asset's run, in this process, whose work waits in another."""
     import dagster as dg
 
@@ -49,4 +70,4 @@ def ask(path: str) -> None:
     def errand(context: dg.AssetExecutionContext, compute: ComputeResource) -> None:
         compute.run(f"{__name__}:tell_and_wait", {"path": path}, context)
 
-    dg.materialize([errand], resources={"compute": ComputeResource(kind="subprocess")})
+    dg.materialize([errand], resources={"compute": ComputeResource(kind=kind, address=address)})

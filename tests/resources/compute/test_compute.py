@@ -24,6 +24,8 @@ from resources.compute import (
 from resources.environment import PROJECT
 
 HERE = "tests.resources.compute.errands"
+QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+ELSEWHERE = ["subprocess", "ray"]  # the other kinds' own tests say it of theirs
 Do = Callable[..., Any]
 
 
@@ -31,19 +33,25 @@ Do = Callable[..., Any]
 def do(home: Path, request: pytest.FixtureRequest) -> Do:
     """Have an asset ask for work on a kind of machine; what it got, or what was raised."""
 
-    def asked(kind: str, entrypoint: str, arguments: Mapping[str, Any], **settings: Any) -> Any:
-        if kind == "kubernetes":
-            request.getfixturevalue("cluster")
+    def asked(
+        kind: str,
+        entrypoint: str,
+        arguments: Mapping[str, Any],
+        resources: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> Any:
+        if server := {"kubernetes": "cluster", "ray": "own_ray"}.get(kind):
+            request.getfixturevalue(server)
         got: list[Any] = []
 
         @dg.asset
         def errand(context: dg.AssetExecutionContext, compute: ComputeResource) -> dg.MaterializeResult[None]:
-            got.append(compute.run(entrypoint, arguments, context))
+            got.append(compute.run(entrypoint, arguments, context, resources=resources))
             return dg.MaterializeResult()
 
         compute = ComputeResource(kind=kind, **settings)
         with dg.DagsterInstance.ephemeral() as instance:
-            dg.materialize([errand], instance=instance, resources={"compute": compute})
+            dg.materialize([errand], instance=instance, resources={"compute": compute}, run_config=QUIET)
             asked.events = instance.all_logs(instance.get_runs()[0].run_id)  # type: ignore[attr-defined]
         return got[0]
 
@@ -83,14 +91,41 @@ def test_the_works_own_error_is_raised() -> None:
         ComputeResource().run(f"{HERE}:fail", {"message": "no rows"})
 
 
-def test_an_error_of_another_process_is_told_with_its_traceback(do: Do) -> None:
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_an_error_of_another_process_is_told_with_its_traceback(do: Do, kind: str) -> None:
     with pytest.raises(WorkFailedError, match=r"ValueError: no rows(.|\n)*errands.py"):
-        do("subprocess", f"{HERE}:fail", {"message": "no rows"})
+        do(kind, f"{HERE}:fail", {"message": "no rows"})
 
 
-def test_what_another_process_logs_is_in_the_run(do: Do) -> None:
-    do("subprocess", f"{HERE}:talk", {"say": "trial 3: roc_auc 0.71"})
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_what_another_process_logs_is_in_the_run(do: Do, kind: str) -> None:
+    do(kind, f"{HERE}:talk", {"say": "trial 3: roc_auc 0.71"})
     assert any("trial 3: roc_auc 0.71" in event.user_message for event in do.events)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_a_worker_that_is_lost_is_replaced_as_often_as_declared(do: Do, kind: str, tmp_path: Path) -> None:
+    """The next one does the work; the run's log says what became of the first."""
+    begun = tmp_path / "begun"
+    got = do(kind, f"{HERE}:die_at_first", {"path": str(begun)}, resources={"retries": 1})
+    assert got == {"begun": 2}
+    assert any("retries left: 0" in event.user_message for event in do.events)  # type: ignore[attr-defined]
+
+
+def test_a_worker_that_is_always_lost_is_reported_at_last(do: Do, tmp_path: Path) -> None:
+    """Two retries are three workers."""
+    begun = tmp_path / "begun"
+    with pytest.raises(WorkerLostError, match="exit code 3"):
+        do("subprocess", f"{HERE}:leave", {"code": 3, "path": str(begun)}, resources={"retries": 2})
+    assert begun.read_text() == "..."
+
+
+def test_work_that_failed_is_not_begun_again(do: Do, tmp_path: Path) -> None:
+    """Its error is the same each time."""
+    begun = tmp_path / "begun"
+    with pytest.raises(WorkFailedError):
+        do("subprocess", f"{HERE}:fail", {"message": "", "path": str(begun)}, resources={"retries": 2})
+    assert begun.read_text() == "."
 
 
 def test_a_worker_that_is_killed_is_reported_with_the_signal(do: Do) -> None:
@@ -106,34 +141,35 @@ def test_a_worker_that_leaves_is_reported_with_its_exit_code(do: Do) -> None:
         do("subprocess", f"{HERE}:leave", {"code": 3})
 
 
-def test_a_worker_with_other_packages_is_refused_before_it_begins(
-    do: Do, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_a_worker_with_other_packages_is_refused_before_it_begins(do: Do, kind: str, tmp_path: Path) -> None:
     """Each difference is named: here Polars is another version where the worker looks first."""
     other = tmp_path / "polars-0.1.0.dist-info"
     other.mkdir()
     (other / "METADATA").write_text("Metadata-Version: 2.1\nName: polars\nVersion: 0.1.0\n")
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}" exec "{sys.executable}" "$@"\n')
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec "{sys.executable}" "$@"\n')
     python.chmod(0o755)
     marker = tmp_path / "began"
     with pytest.raises(OtherEnvironmentError, match=r"polars 0\.1\.0 instead of \d"):
-        do("subprocess", f"{HERE}:touch", {"path": str(marker)}, python=str(python))
+        do(kind, f"{HERE}:touch", {"path": str(marker)}, python=str(python))
     assert not marker.exists()
 
 
-def test_a_worker_ends_with_the_run_that_asked(home: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ELSEWHERE)
+def test_a_worker_ends_with_the_run_that_asked(home: Path, kind: str, tmp_path: Path) -> None:
     """A run that is killed with -9 leaves no process behind that goes on writing."""
     told = tmp_path / "pid"
-    run = subprocess.Popen([sys.executable, "-c", f"from {HERE} import ask; ask({str(told)!r})"], cwd=PROJECT)
-    deadline = time.monotonic() + 60
+    ask = f"from {HERE} import ask; ask({str(told)!r}, {kind!r})"
+    run = subprocess.Popen([sys.executable, "-c", ask], cwd=PROJECT)
+    deadline = time.monotonic() + 240
     while not told.exists() or not told.read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     worker = psutil.Process(int(told.read_text()))
     run.kill()
     run.wait()
-    worker.wait(timeout=10)
+    worker.wait(timeout=30)
     assert not worker.is_running()
 
 
