@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 NOT_A_TRIAL = "tags.`mlflow.parentRunId` IS NULL"
 METRIC = re.compile(r"\bmetrics?\.(?:`([^`]+)`|\"([^\"]+)\"|([\w./\-]+))")
 DIRECTION = re.compile(r"\s(asc|desc)\s*$", re.IGNORECASE)
-SECONDS = "seconds_total"
+SECONDS, HARDWARE = "seconds_total", "hardware"
 
 
 def runs(
@@ -39,7 +39,7 @@ def runs(
     limit: Annotated[int, typer.Option(min=1, max=10_000, help="So many at most")] = 50,
     compare: Annotated[
         str | None,
-        typer.Option(help="Compare what is found by a tag or parameter, e.g. hardware"),
+        typer.Option(help="Compare by a tag or parameter; by hardware: which technique does best on which device"),
     ] = None,
     history: Annotated[
         str | None,
@@ -65,6 +65,8 @@ def runs(
     mentioned = list(dict.fromkeys(next(filter(None, name)) for name in METRIC.findall(f"{order_by} {where}")))
     if history:
         _history(mlflow, history, told, as_json)
+    elif compare == HARDWARE:
+        _compare_hardware(told, lambda of: mentioned[0] if mentioned else _gate_metric(of, told), as_json)
     elif compare:
         _compare(told, compare, mentioned[0] if mentioned else _gate_metric(model, told), as_json)
     else:
@@ -157,6 +159,29 @@ def _list(runs: Sequence[Run], metrics: Sequence[str], model: str | None, as_jso
             for run in runs
         ],
     )
+
+
+def _compare_hardware(runs: Sequence[Run], metric_of: Callable[[str], str], as_json: bool) -> None:
+    """A line a technique on a device, the best of each device marked."""
+    from dataclasses import asdict
+
+    from mlops_assets.techniques import techniques
+
+    told = techniques(runs, metric_of)
+    if as_json:
+        _print_json([asdict(one) for one in told])
+        return
+    columns = ["model", "device", "technique", "", "runs", "metric", "best", "median", "seconds", "rows/s"]
+    rows = [
+        (
+            *(one.model, one.device, one.technique, "best" if one.is_best else "", one.runs, one.metric),
+            *map(_number, (one.best, one.median, one.seconds, one.rows_per_second)),
+            *map(_number, (one.peak_memory_gb, one.gpu_peak_memory_gb)),
+            one.hot or "",
+        )
+        for one in told
+    ]
+    print_table(f"{len(runs)} runs by hardware", [*columns, "GB", "GPU GB", "slowed by heat"], rows)
 
 
 def _compare(runs: Sequence[Run], key: str, metric: str, as_json: bool) -> None:

@@ -17,6 +17,8 @@ from resources.tracking.runs import UnknownExperimentError
 from resources.tracking.search import SearchSyntaxError
 
 MODEL, NAME = "flights/late_arrival", "flights.late_arrival"
+XEON = {"accelerator": "cpu", "device": "Xeon", "trainer": "XGBoostClassifier"}
+TOOK = {"hardware/rows_per_second": 1000.0, "hardware/peak_memory_gb": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -28,10 +30,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Any:
         patched.setenv("MLOPS_ENV", "test")
         store = MlflowResource()
         for number, auc in enumerate((0.6, 0.8, 0.7)):
-            with store.run(MODEL, f"2013-0{number + 1}-01", {"hardware": f"{4 * (1 + number // 2)} CPUs"}) as run:
-                store.log(
-                    run, params={"max_depth": number}, metrics={"holdout_roc_auc": auc, "seconds_total": 10 * auc}
-                )
+            cpus = 4 * (1 + number // 2)
+            said = {"hardware": f"{cpus} CPUs", "cpus": cpus}
+            with store.run(MODEL, f"2013-0{number + 1}-01", said | (XEON if cpus == 8 else {})) as run:
+                metrics = {"holdout_roc_auc": auc, "seconds_total": 10 * auc} | (TOOK if cpus == 8 else {})
+                store.log(run, params={"max_depth": number}, metrics=metrics)
                 with store.loop(run) as log:
                     for step in range(5):
                         log(step, loss=1 / (step + 1 + number))
@@ -70,11 +73,22 @@ def test_a_condition_and_an_order(here: None) -> None:
 
 
 def test_groups_are_compared(here: None) -> None:
-    """By the machine they ran on: how many, what they reached, how long they took."""
-    (four, eight) = told(MODEL, "--compare", "hardware", "--order-by", "metrics.holdout_roc_auc")
-    assert (four["hardware"], four["runs"], eight["hardware"], eight["runs"]) == ("4 CPUs", 2, "8 CPUs", 1)
+    """By any tag or parameter: how many, what they reached, how long they took."""
+    (four, eight) = told(MODEL, "--compare", "cpus", "--order-by", "metrics.holdout_roc_auc")
+    assert (four["cpus"], four["runs"], eight["cpus"], eight["runs"]) == ("4", 2, "8", 1)
     assert four["highest holdout_roc_auc"] == 0.8 and four["median seconds_total"] == 7.0
-    assert "8 CPUs" in runs(MODEL, "--compare", "hardware").output
+    assert "cpus" in runs(MODEL, "--compare", "cpus").output
+
+
+def test_techniques_are_compared_by_hardware(here: None) -> None:
+    """The best of each device is marked, by the metric of the model's gate; where none is named, of each machine."""
+    (four, eight) = told(MODEL, "--compare", "hardware")
+    assert (four["device"], four["runs"], four["is_best"]) == ("4 CPUs", 2, True)
+    assert (four["metric"], four["best"], four["median"], four["seconds"]) == ("holdout_roc_auc", 0.8, 0.7, 7.0)
+    assert (eight["device"], eight["technique"]) == ("cpu: Xeon", "XGBoostClassifier")
+    assert (eight["rows_per_second"], eight["peak_memory_gb"], eight["gpu_peak_memory_gb"]) == (1000.0, 0.5, None)
+    shown = runs("--compare", "hardware").output
+    assert "cpu: Xeon" in shown and "XGBoostClassifier" in shown and "best" in shown
 
 
 def test_a_history_is_found_live_and_archived(here: None) -> None:
