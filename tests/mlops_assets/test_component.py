@@ -41,6 +41,7 @@ from mlops_assets.declarations import (
     ModelPipeline,
     Monitor,
     Parity,
+    Resources,
     Search,
     Serve,
     TimeSplit,
@@ -149,6 +150,16 @@ def test_approval_is_asked_for_in_yaml_too(load):
         load(approval={"expires_days": 0})
 
 
+def test_the_machine_is_declared_in_yaml_too(load):
+    """Where it is trained, on what, and what it needs; left out as Python leaves them out."""
+    bare = load()
+    assert (bare.compute, bare.accelerator, bare.resources) == ("", "auto", Resources())
+    needs = {"cpus": 4, "memory_gb": 8, "gpus": 1, "spot": True, "retries": 2, "start_within_minutes": 5}
+    model = load(compute="subprocess", accelerator="cuda", resources=needs)
+    assert (model.compute, model.accelerator) == ("subprocess", "cuda")
+    assert model.resources == Resources(4, 8, 1, spot=True, retries=2, start_within=timedelta(minutes=5))
+
+
 def test_the_same_words_make_the_same_declaration(load):
     """Equal as a value, field by field, and so equal in whatever it is compiled to."""
     written, python = load(), in_python()
@@ -235,6 +246,11 @@ def test_a_cutoff_is_there_from_its_first_moment_on():
         ({"postprocess": "model_assets.nowhere:x"}, DeclarationError, r"postprocess is .*No module named"),
         ({"postprocess": "model_assets.flights.late_arrival:late"}, DeclarationError, r"\(allowed: lateness\)"),
         ({"postprocess": "lateness"}, DeclarationError, r"\(allowed: module:name\)"),
+        ({"compute": "mainframe"}, DeclarationError, r"compute is 'mainframe' \(allowed: .*local.*subprocess"),
+        ({"accelerator": "mlx"}, DeclarationError, r"accelerator is 'mlx' \(allowed: auto, cuda, cpu: what XGBoost"),
+        ({"trainer": {"name": "LightGBMClassifier"}, "accelerator": "cuda"}, DeclarationError, r"allowed: auto, cpu:"),
+        ({"resources": {"gpus": -1}}, DeclarationError, r"gpus is -1"),
+        ({"resources": {"start_within_minutes": 0}}, DeclarationError, r"start_within is .* a positive duration"),
         ({"name": "Late"}, DeclarationError, r"name is 'Late'.*Rename"),
     ],
 )
@@ -257,6 +273,7 @@ def test_the_message_is_the_one_of_python(load):
     ("changes", "says"),
     [
         ({"metrik": 1}, r"metrik at .*defs.yaml:\d+"),
+        ({"resources": {"gpu": 1}}, r"gpu at .*defs.yaml:\d+"),
         ({"gate": {"metric": "roc_auc", "at_leest": 0.5}}, r"at_leest at .*defs.yaml:\d+"),
         ({"cutoffs": {"weekly": "funday", "start": "2024-01-01"}}, r"weekly at .*defs.yaml:\d+"),
     ],
@@ -267,6 +284,13 @@ def test_a_word_that_yaml_does_not_have_is_refused_by_its_name(load, changes, sa
         load(**changes)
     assert isinstance(refused.value.__cause__, ValidationError)
     assert re.search(says, str(refused.value.__cause__))
+
+
+def test_an_unknown_accelerator_is_told_the_known_ones(load):
+    """With the file that names it."""
+    with pytest.raises(ComponentTreeException, match=r"(?s)late_again.*defs.yaml") as refused:
+        load(accelerator="tpu")
+    assert "Input should be 'auto', 'cuda', 'mlx', 'mps' or 'cpu'" in str(refused.value.__cause__)
 
 
 # -- in the project -------------------------------------------------------------------------------------------
