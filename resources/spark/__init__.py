@@ -61,23 +61,23 @@ class OtherMasterError(RuntimeError):
         )
 
 
-def master() -> str:
-    return os.environ.get(MASTER) or LOCAL
+def session(address: str = "") -> SparkSession:
+    """The session of this process, started when it is first asked for, on the cluster of that address, if any.
 
-
-def session() -> SparkSession:
-    """The session of this process, started when it is first asked for. Raises the errors above, within seconds."""
+    Raises the errors above, within seconds.
+    """
+    where = address or os.environ.get(MASTER) or LOCAL
     running = _running()
     if running is not None:
-        if running.sparkContext.master != master():
-            raise OtherMasterError.of(running.sparkContext.master, master())
+        if running.sparkContext.master != where:
+            raise OtherMasterError.of(running.sparkContext.master, where)
         return running
     _require_java()
-    require_reachable(master())
+    require_reachable(where)
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)  # of itself Spark takes whatever `python3` is
-    if _is_here(master()):
+    if _is_here(where):
         os.environ.setdefault("SPARK_LOCAL_IP", "127.0.0.1")
-    return _started(master())
+    return _started(where)
 
 
 def _started(where: str) -> SparkSession:

@@ -117,7 +117,7 @@ def test_work_that_finds_no_place_is_not_waited_for(do: Do, address: str) -> Non
         do(f"{HERE}:talk", {"say": "nothing"}, address, cpus=2, start_within_seconds=5)
 
 
-def process(told: Path, seconds: float = 120) -> psutil.Process:
+def process(told: Path, seconds: float = 300) -> psutil.Process:
     """The process that wrote its id there."""
     until = time.monotonic() + seconds
     while not (told.exists() and told.read_text().split()):
