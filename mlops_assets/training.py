@@ -336,8 +336,8 @@ def tried(given: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(1)
 def _task(arguments: str, made: str) -> Task:
-    given = json.loads(arguments)
-    return Task.of(given, json.loads(made), _device(given))
+    given, made_from = json.loads(arguments), json.loads(made)
+    return Task.of(given, made_from, _device({**given, "accelerator": made_from["device"]}))
 
 
 def _judge(task: Task, asked: Asked, watch: Watch | None) -> Judged:

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
@@ -130,8 +130,10 @@ def _show_run(model: ModelPipeline, result: dg.ExecuteInProcessResult) -> None:
     key = [model.team, model.name, "candidate"]
     for event in result.get_asset_materialization_events():
         if event.asset_key is not None and list(event.asset_key.path) == key:
-            told = {name: value.value for name, value in event.materialization.metadata.items()}
+            told: dict[str, Any] = {name: value.value for name, value in event.materialization.metadata.items()}
             typer.echo(f"version {told['version']}: {told['metric_name']} {told['metric']:.4f}, {told['mlflow_run']}")
+            if told["trials"] > 1:
+                typer.echo(_search(told))
     for check in result.get_asset_check_evaluations():
         verdict = "passed" if check.passed else "warned" if check.severity.value == "WARN" else "FAILED"
         typer.echo(f"{verdict}  {check.check_name}: {check.description}")
@@ -143,6 +145,14 @@ def _show_run(model: ModelPipeline, result: dg.ExecuteInProcessResult) -> None:
     done = [event.asset_key.path[-1] for event in result.get_asset_materialization_events() if event.asset_key]
     how = "succeeded" if result.success else "failed"
     typer.echo(f"Dagster run {result.run_id} {how}: {', '.join(done) or 'nothing was made'}")
+
+
+def _search(told: Mapping[str, Any]) -> str:
+    """What a search was, and what its workers gained: the seconds that its trials took alone and together."""
+    of = {name.partition("/")[2]: value for name, value in told.items() if name.startswith("search/")}
+    trials = f"{told['trials']} trials, {of['pruned']} given up, {of['before']} known before"
+    gained = f"{of['trial_seconds']:.1f} s of trials in {of['seconds']:.1f} s, {of['speed_up']:.2f} at a time"
+    return f"search: {trials}, {of['workers']} at once: {gained}"
 
 
 class _Lines(logging.Handler):

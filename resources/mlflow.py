@@ -141,14 +141,17 @@ class MlflowResource(dg.ConfigurableResource[Any]):
         """The database to search in: its own, or that of the server where MLOPS_MLFLOW_DATABASE names it."""
         return (os.environ.get(DATABASE) or None) if self.uri.startswith("http") else self.owned_database
 
-    def loop(self, run_id: str, every: float = 5.0) -> AbstractContextManager["Loop"]:
+    def loop(
+        self, run_id: str, every: float = 5.0, meanwhile: Callable[[], object] | None = None
+    ) -> AbstractContextManager["Loop"]:
         """What a training loop logs with, in microseconds: `with mlflow.loop(run_id) as log: log(step, loss=0.3)`.
 
         MLflow is told every few seconds and at the end; what it does not take then waits in a spool of this home.
+        `meanwhile` is called as often, by another thread.
         """
         from resources.tracking import delivery
 
-        return delivery.loop(self, run_id, every)
+        return delivery.loop(self, run_id, every, meanwhile)
 
     def _prepare(self) -> None:
         """Bring our indices to an embedded database; a server's get them by `mlops migrate`."""
@@ -244,7 +247,8 @@ class MlflowResource(dg.ConfigurableResource[Any]):
     def log_trials(self, parent: str, metric: str, trials: Iterable[Mapping[str, Any]]) -> list[str]:
         """Each trial of a search as a child run, with its own times, once; returns the ids of the new ones.
 
-        A trial holds number, params, value (None when it failed), state (COMPLETE or FAIL), started_at (ISO), seconds.
+        A trial holds number, params, value (None where it has none), state (COMPLETE, PRUNED or FAIL), started_at
+        (ISO), seconds. One that was given up has the metric `pruned_at`, its last round; the tag `trial_state` says so.
         """
         experiment = self._ask(self.client().get_run, parent).info.experiment_id
         children = self._ask(
@@ -440,10 +444,12 @@ class MlflowResource(dg.ConfigurableResource[Any]):
 
     def _log_trial(self, experiment: str, parent: str, metric: str, trial: Mapping[str, Any]) -> str:
         started = _milliseconds(datetime.fromisoformat(trial["started_at"]))
-        run_id = self._start(experiment, f"trial {trial['number']}", {"trial": trial["number"]}, parent, at=started)
-        value = {} if trial["value"] is None else {metric: trial["value"]}
-        self.log(run_id, params=trial["params"], metrics=value)
-        status = "FINISHED" if trial["state"] == "COMPLETE" else "FAILED"
+        tags = {"trial": trial["number"], "trial_state": trial["state"]}
+        run_id = self._start(experiment, f"trial {trial['number']}", tags, parent, at=started)
+        values = {metric: trial["value"], "pruned_at": trial.get("pruned_at")}
+        told = {name: value for name, value in values.items() if value is not None}
+        self.log(run_id, params=trial["params"], metrics=told)
+        status = "FAILED" if trial["state"] == "FAIL" else "FINISHED"
         self._ask(self.client().set_terminated, run_id, status, started + round(trial["seconds"] * 1000))
         return run_id
 

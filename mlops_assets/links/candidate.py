@@ -9,7 +9,7 @@ on from their checkpoints, the MLflow run goes on under its id, and what was reg
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,8 +89,9 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
             with mlflow.run(model.id, name=context.partition_key, tags=tags, continues=work.run_id) as run_id:
                 again = run_id == work.run_id
                 work.note_run(run_id)
+                show = _shown(mlflow, run_id, model, work.path / TRIALS)
                 try:
-                    with mlflow.loop(run_id) as log:
+                    with mlflow.loop(run_id, meanwhile=show) as log:
                         where = {"out": str(work.path), "points": str(log.path)}
                         trained = compute.run(
                             ENTRYPOINT,
@@ -100,7 +101,7 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
                             resources=model.resources.document,
                         )
                 finally:  # a search that broke off shows how far it came
-                    mlflow.log_trials(run_id, f"validation_{model.gate.metric}", journalled(work.path / TRIALS))
+                    show()
                 mlflow.log(run_id, metrics=trained["usage"], tags=machine_tags(trained))
                 verdicts = judged(model, mlflow, work.path, trained)
                 record = {"arguments": arguments, "made_from": trained["made_from"], **upstream_of(model, context)}
@@ -114,6 +115,20 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
             yield from (spec.check_result(key, verdict, version=version) for verdict in verdicts)
 
     return candidate
+
+
+def _shown(mlflow: MlflowResource, run_id: str, model: ModelPipeline, journal: Path) -> Callable[[], None]:
+    """Make child runs of the trials that ended since it was called last."""
+    known = 0
+
+    def show() -> None:
+        nonlocal known
+        ended = journalled(journal)
+        if len(ended) != known:
+            mlflow.log_trials(run_id, f"validation_{model.gate.metric}", ended)
+            known = len(ended)
+
+    return show
 
 
 def workplace_name(model: ModelPipeline, cutoff: str, made: Mapping[str, Any]) -> str:
@@ -277,8 +292,9 @@ def _register(
         f"{part}_{metric}": value for part, found in trained["metrics"].items() for metric, value in found.items()
     }
     seconds = {f"seconds_{part}": value for part, value in trained["seconds"].items()}
+    searched = {f"search_{part}": value for part, value in trained["search"].items()}
     cold = {f"cold_start_{what}": value for what, value in (trained["cold_starts"] or {}).items() if what != "problem"}
-    mlflow.log(run_id, params=trained["params"], metrics={**metrics, **seconds, **cold})
+    mlflow.log(run_id, params=trained["params"], metrics={**metrics, **seconds, **searched, **cold})
     mlflow.log_directory(run_id, out / BUNDLE, BUNDLE)
     return mlflow.register(model.registered_name, run_id, BUNDLE, tags)
 
@@ -320,7 +336,7 @@ def told(
         "mlflow_version": dg.MetadataValue.url(mlflow.version_url(model.registered_name, version)),
         "metric": trained["metric"]["holdout"],
         "metric_name": trained["metric"]["name"],
-        "trials": model.search.trials,
+        **{name if name == "trials" else f"search/{name}": value for name, value in trained["search"].items()},
         "gate": spec.table(["check", "verdict", "reason"], gate),
         "best_params": dg.MetadataValue.json(trained["best_params"]),
         "importance": dg.MetadataValue.json(dict(importance)),

@@ -11,7 +11,7 @@ import logging
 import math
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +66,12 @@ class Loop:
 
 
 @contextmanager
-def loop(mlflow: MlflowResource, run_id: str, every: float = EVERY_SECONDS) -> Iterator[Loop]:
+def loop(
+    mlflow: MlflowResource,
+    run_id: str,
+    every: float = EVERY_SECONDS,
+    meanwhile: Callable[[], object] | None = None,
+) -> Iterator[Loop]:
     """A logger for the time of the block. After it, an error or not, MLflow has every point, or the spool keeps it."""
     from filelock import FileLock
 
@@ -74,7 +79,8 @@ def loop(mlflow: MlflowResource, run_id: str, every: float = EVERY_SECONDS) -> I
     log = Loop(path)
     try:
         with FileLock(spool.lock_path(path)):
-            helper = threading.Thread(target=_now_and_then, args=(mlflow, path, ended, every), daemon=True)
+            given = (mlflow, path, ended, every, meanwhile)
+            helper = threading.Thread(target=_now_and_then, args=given, daemon=True)
             helper.start()
             try:
                 yield log
@@ -88,10 +94,25 @@ def loop(mlflow: MlflowResource, run_id: str, every: float = EVERY_SECONDS) -> I
             spool.remove(path)
 
 
-def _now_and_then(mlflow: MlflowResource, path: Path, ended: threading.Event, every: float) -> None:
+def _now_and_then(
+    mlflow: MlflowResource,
+    path: Path,
+    ended: threading.Event,
+    every: float,
+    meanwhile: Callable[[], object] | None,
+) -> None:
+    from mlflow.exceptions import MlflowException
+
+    from resources.mlflow import MlflowUnreachableError
+
     deliver_left(mlflow)
     while not ended.wait(every):
         _try(mlflow, path)
+        try:
+            if meanwhile:
+                meanwhile()
+        except (MlflowUnreachableError, MlflowException) as problem:
+            logger.warning("MLflow was not told meanwhile: %s", problem)
 
 
 def deliver_left(mlflow: MlflowResource) -> Delivered:
