@@ -930,6 +930,7 @@ class ModelPipeline:
                 self.title, "trained", self.trained, " or ".join(get_args(Trained)), "Choose one of them."
             )
         self._validate_machine()
+        self._validate_search()
         self._validate_metric()
         self._validate_columns()
         if self.postprocess is not None:
@@ -954,6 +955,16 @@ class ModelPipeline:
                 self.accelerator,
                 f"auto, {', '.join(self.trainer.accelerators)}: what {type(self.trainer).__name__} can use",
                 "Choose one of them, or another trainer.",
+            )
+
+    def _validate_search(self) -> None:
+        if self.search.prune and not self.trainer.scores:
+            raise DeclarationError.of(
+                self.title,
+                "search.prune",
+                self.search.prune,
+                f"False with {type(self.trainer).__name__}, which tells no score before a fit has ended",
+                "Leave it out, or choose another trainer.",
             )
 
     def _validate_metric(self) -> None:

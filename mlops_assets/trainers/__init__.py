@@ -168,6 +168,7 @@ class Trainer(ABC):
     task: ClassVar[Task]
     accelerators: ClassVar[tuple[Kind, ...]] = ("cpu",)  # what it can be fitted on, the best first
     needs: ClassVar[Mapping[Kind, str]] = NEEDS  # the package that computes on each of them
+    scores: ClassVar[bool] = True  # whether a fit tells its progress how each round does on validation rows
 
     settings: tuple[tuple[str, Any], ...]
 

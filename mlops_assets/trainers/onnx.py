@@ -60,6 +60,8 @@ class _Onnx(Trainer):
     Without them it is the only output of numbers (or the one called `probabilities`), and its last column.
     """
 
+    scores = False
+
     def fit(
         self,
         x: np.ndarray,

@@ -81,6 +81,7 @@ class _Sklearn(Trainer):
     """
 
     estimators: ClassVar[Mapping[str, str]]
+    scores = False
 
     def fit(
         self,
