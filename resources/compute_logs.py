@@ -6,6 +6,7 @@ file is the same for everybody, and a cluster mounts it as it lies.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -31,4 +32,5 @@ class S3ComputeLogs(S3ComputeLogManager):
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> Self:
         store = urlsplit(settings()[S3.variable])
         prefix = f"{store.path}/{FOLDER}".lstrip("/")
-        return cls(inst_data=inst_data, bucket=store.netloc, prefix=prefix, **config_value)
+        beside = {"local_dir": tempfile.gettempdir(), **config_value}  # Dagster's own does not ask TMPDIR
+        return cls(inst_data=inst_data, bucket=store.netloc, prefix=prefix, **beside)
