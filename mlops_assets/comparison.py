@@ -129,7 +129,7 @@ def compare(rows: pl.DataFrame, metric: Metric, min_labels: int) -> Compared:
         labels=known.height,
         metric_name=metric.name,
         changed=changed(champion, challenger, metric) if rows.height else None,
-        psi=column_drift(rows[CHAMPION], rows[CHALLENGER]).psi,
+        psi=_psi(rows, metric),
         seconds=_spanned(rows),
     )
     if known.height < max(min_labels, 1):
@@ -140,10 +140,19 @@ def compare(rows: pl.DataFrame, metric: Metric, min_labels: int) -> Compared:
         return said
 
 
+def _psi(rows: pl.DataFrame, metric: Metric) -> float | None:
+    """How far apart the answers lie as a whole; classes are compared one by one."""
+    if metric.task == "multiclass":
+        rows = rows.with_columns(pl.col(CHAMPION, CHALLENGER).cast(pl.Int64).cast(pl.String))
+    return column_drift(rows[CHAMPION], rows[CHALLENGER]).psi
+
+
 def changed(champion: Numbers, challenger: Numbers, metric: Metric) -> float:
-    """The share of rows that both decide otherwise: another side of one half, or for values far apart."""
+    """The share of rows that both decide otherwise: another side of one half, another class, or values far apart."""
     if metric.task == "classification":
         return float(((champion >= CUT) != (challenger >= CUT)).mean())
+    if metric.task == "multiclass":
+        return float((champion != challenger).mean())
     return float((np.abs(champion - challenger) > FAR * champion.std()).mean())
 
 

@@ -409,8 +409,7 @@ def _usual(task: Task, predict: Any, baseline: pl.DataFrame, holdout: pl.DataFra
     judged = holdout.with_columns(pl.col(arguments["label"]).cast(pl.Float64).alias("truth"))
     slices = slice_metrics(judged, arguments["metric"], arguments["slices"], arguments["monitor"]["slice_min_rows"])
     window = timedelta(seconds=arguments["monitor"]["window_seconds"])
-    sizes = {column.name: column.size for column in task.schema.columns if column.size is not None}
-    return Usual.of(rows, baseline, window, sizes, slices).to_json()
+    return Usual.of(rows, baseline, window, slices, classes=task.trainer.task == "multiclass").to_json()
 
 
 def _holdout_columns(arguments: Mapping[str, Any]) -> list[str]:

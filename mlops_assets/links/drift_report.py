@@ -111,4 +111,4 @@ def _draw(page: Any, window: Window, causes: "list[Cause]") -> None:
     said = [f"{window.drift.verdict}. {whose(causes)}.", *told(causes), window.drift.rule]
     monitor = window.model.monitor
     limits: dict[str, Any] = {"limit": monitor.psi, "share_limit": monitor.drifted_share, "said": said}
-    write_drift_report(page, window.numbered(window.baseline), window.numbered(window.sound), **limits)
+    write_drift_report(page, window.drawn(window.baseline), window.drawn(window.sound), **limits)

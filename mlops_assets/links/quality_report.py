@@ -159,4 +159,4 @@ def _draw(page: Path, window: Window, result: "QualityResult") -> None:
     if today.is_empty():
         return
     said = [f"{result.verdict}. {whose(result.causes)}.", *_told(result)]
-    write_quality_report(page, window.numbered(window.baseline), window.numbered(today), said=said)
+    write_quality_report(page, window.drawn(window.baseline), window.drawn(today), said=said)

@@ -159,18 +159,22 @@ class Window:
 
         monitor = self.model.monitor
         return drift(
-            self.numbered(self.baseline),
-            self.numbered(self.sound),
+            self.baseline,
+            self.sound,
             limit=monitor.psi,
             share_limit=monitor.drifted_share,
             min_rows=monitor.min_rows,
             usual=self.usual.psi,
+            classes=self.model.task == "multiclass",
         )
 
-    def numbered(self, rows: "pl.DataFrame") -> "pl.DataFrame":
-        """The rows with a column for each place of an array."""
+    def drawn(self, rows: "pl.DataFrame") -> "pl.DataFrame":
+        """The rows as a page draws them: a column for each place of a short array, a class as a word."""
+        from mlops_assets.monitoring.drift import as_classes
         from mlops_assets.monitoring.usual import numbered
 
+        if self.model.task == "multiclass":
+            rows = as_classes(rows)
         return numbered(rows, {name: field.size for name, field in self.model.input_fields.items() if field.size})
 
     @property

@@ -6,6 +6,7 @@ The population stability index (PSI) of each column, over all rows, equal to Evi
 - nulls, NaN and infinities are left out; their share is reported beside the index;
 - a numeric column whose reference has more than 20 distinct values is cut into Sturges' equal bins over
   both samples; every other column is compared value by value;
+- a column of arrays is one column, compared as a whole (see `array_drift`);
 - integers with at most 10 distinct values in the current sample are categories, as are booleans and strings;
 - an empty bin counts as 1e-4, or as a millionth of the smallest share where one is smaller than 1e-4.
 
@@ -32,7 +33,9 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-Kind = Literal["numeric", "categorical"]
+from mlops_assets.monitoring.array_drift import array_index, auc_of, whole
+
+Kind = Literal["numeric", "categorical", "array"]
 Verdict = Literal["stable", "drift", "not enough rows"]
 Shares = npt.NDArray[np.float64]
 
@@ -61,8 +64,17 @@ class IncomparableColumnsError(ValueError):
         )
 
     @classmethod
+    def unequal(cls, column: str, sizes: Iterable[int]) -> Self:
+        return cls(
+            f"Column {column!r} holds arrays of {' and '.join(map(str, sorted(sizes)))} numbers. "
+            "Compare inputs of releases that read arrays of one length."
+        )
+
+    @classmethod
     def unknown(cls, column: str, dtype: pl.DataType) -> Self:
-        return cls(f"Column {column!r} is {dtype} (comparable: numbers, Boolean, String). Leave it out or cast it.")
+        return cls(
+            f"Column {column!r} is {dtype} (comparable: numbers, Boolean, String, lists). Leave it out or cast it."
+        )
 
 
 @dataclass(frozen=True)
@@ -131,9 +143,11 @@ class DriftResult:
     def rule(self) -> str:
         """What the verdicts go by, in words."""
         known = [column for column in self.columns if column.usual is not None]
+        arrays = any(column.kind == "array" for column in self.columns)
+        told = " (an array's is that of two normal distributions as easily told apart)" if arrays else ""
         usual = f", and over what was usual while training where that is known ({len(known)} of {len(self.columns)})"
         return (
-            f"A column drifted when its PSI is at least {self.limit:g}{usual if known else ''}; "
+            f"A column drifted when its PSI{told} is at least {self.limit:g}{usual if known else ''}; "
             f"the dataset when at least {self.share_limit:.0%} of its columns did. "
             f"Nothing is said on fewer than {self.min_rows} rows."
         )
@@ -178,12 +192,14 @@ def drift(
     min_rows: int = 500,
     prediction: str = PREDICTION,
     usual: Mapping[str, float] | None = None,
+    classes: bool = False,
     threads: int | None = None,
 ) -> DriftResult:
     """Compare every column of `reference` with the same column of `current`, which may have more.
 
-    `usual` is, by column, the index that a window had while the model was trained. Columns are compared side by
-    side by so many `threads`, by default as many as there are CPUs.
+    `usual` is, by column, the index that a window had while the model was trained. A prediction that is one of several
+    `classes` is no number, however many there are. Columns are compared side by side by so many `threads`, by default
+    as many as there are CPUs.
 
     Raises:
         IncomparableColumnsError: a column is missing, or of another nature, in `current`.
@@ -191,6 +207,8 @@ def drift(
     if absent := [name for name in reference.columns if name not in current.columns]:
         raise IncomparableColumnsError.missing(absent, current.columns)
     known = usual or {}
+    if classes and prediction in reference.columns:
+        reference, current = (as_classes(side, prediction) for side in (reference, current))
 
     def compared(name: str) -> ColumnDrift:
         return column_drift(reference[name], current[name], limit, min_rows, known.get(name))
@@ -208,6 +226,11 @@ def drift(
     )
 
 
+def as_classes(rows: pl.DataFrame, prediction: str = PREDICTION) -> pl.DataFrame:
+    """The rows with the predicted class as a word."""
+    return rows.with_columns(pl.col(prediction).cast(pl.Int64).cast(pl.String))
+
+
 def column_drift(
     reference: pl.Series, current: pl.Series, limit: float = 0.2, min_rows: int = 500, usual: float | None = None
 ) -> ColumnDrift:
@@ -215,8 +238,10 @@ def column_drift(
     reference, current = _typed(reference, current), _typed(current, reference)
     if _nature(reference) != _nature(current):
         raise IncomparableColumnsError.mixed(reference.name, reference.dtype, current.dtype)
-    past, now = present(reference), present(current)
     kind = kind_of(current)
+    past, now = (whole(side) if kind == "array" else present(side) for side in (reference, current))
+    if kind == "array" and len(sizes := {*past.list.len(), *now.list.len()}) > 1:
+        raise IncomparableColumnsError.unequal(current.name, sizes)
     psi = _psi(past, now, kind) if len(past) and len(now) else None
     far = psi is not None and psi >= limit and (usual is None or psi > usual)
     drifted = far and min(len(past), len(now)) >= min_rows
@@ -228,12 +253,14 @@ def column_drift(
         null_share_reference=_absent_share(reference, past),
         null_share_current=_absent_share(current, now),
         usual=usual,
-        how=_how(past, now) if drifted else "",
+        how=_how(past, now, psi) if drifted and psi is not None else "",
     )
 
 
-def _how(past: pl.Series, now: pl.Series) -> str:
-    """In which direction a column went: its mean, or the value whose share changed most."""
+def _how(past: pl.Series, now: pl.Series, psi: float) -> str:
+    """In which direction a column went: its mean, or the value whose share changed most; of arrays, how far."""
+    if isinstance(past.dtype, pl.List):
+        return f"away, told apart with ROC AUC {auc_of(psi):.2f}"
     if past.dtype.is_numeric():
         before, after = (float(side.cast(pl.Float64).mean() or 0.0) for side in (past, now))  # type: ignore[arg-type]
         way = "up" if after > before else "down" if after < before else "to another shape"
@@ -244,7 +271,12 @@ def _how(past: pl.Series, now: pl.Series) -> str:
 
 
 def kind_of(current: pl.Series) -> Kind:
-    """Evidently's column type, which it takes from the current sample, with pandas' view of integers with nulls."""
+    """Evidently's column type, which it takes from the current sample, with pandas' view of integers with nulls.
+
+    Arrays are of their own.
+    """
+    if isinstance(current.dtype, pl.List):
+        return "array"
     if current.dtype.is_integer():
         few = current.null_count() == 0 and not has_more_distinct(current, INTEGER_CATEGORIES)
         return "categorical" if few else "numeric"
@@ -256,7 +288,9 @@ def _typed(column: pl.Series, like: pl.Series) -> pl.Series:
     return column.cast(like.dtype) if column.dtype == pl.Null else column
 
 
-def _nature(column: pl.Series) -> Literal["number", "flag", "text"]:
+def _nature(column: pl.Series) -> Literal["number", "flag", "text", "array"]:
+    if isinstance(column.dtype, pl.List):
+        return "array"
     if column.dtype.is_numeric():
         return "number"
     if column.dtype in (pl.Boolean, pl.String, pl.Categorical, pl.Enum, pl.Null):
@@ -286,7 +320,9 @@ def has_more_distinct(values: pl.Series, count: int) -> bool:
     return values.n_unique() > count
 
 
-def _psi(reference: pl.Series, current: pl.Series, kind: Kind) -> float:
+def _psi(reference: pl.Series, current: pl.Series, kind: Kind) -> float | None:
+    if kind == "array":
+        return array_index(reference, current)
     binned = kind == "numeric" and has_more_distinct(reference, BINNED_ABOVE)
     expected, actual = (_binned if binned else _counted)(reference, current)
     expected, actual = _filled(expected / len(reference)), _filled(actual / len(current))

@@ -86,7 +86,7 @@ def write_performance_report(
     sample: int = SAMPLE,
     said: Sequence[str] = (),
 ) -> Path:
-    """Draw how predictions (a probability, or a value) meet the truth, by Evidently's preset of the task."""
+    """Draw how predictions (a probability, a class, or a value) meet the truth, by Evidently's preset of the task."""
     import polars as pl
 
     met = pl.DataFrame({TARGET: truth, PREDICTION: prediction})
@@ -95,8 +95,10 @@ def write_performance_report(
 
         preset, definition = _task_preset(task, threshold)
         report = Report([preset], metadata=_provenance(sample, current=met))
-        labels = met.with_columns(pl.col(TARGET).cast(pl.Int64 if task == "classification" else pl.Float64))
-        return _save(report.run(_dataset(labels, definition, sample), None), path, said)
+        typed = met.with_columns(pl.col(TARGET).cast(pl.Float64 if task == "regression" else pl.Int64))
+        if task == "multiclass":  # as words, or Evidently takes them for probabilities
+            typed = typed.cast(pl.Int64).cast(pl.String)
+        return _save(report.run(_dataset(typed, definition, sample), None), path, said)
 
 
 def _definition(frame: pl.DataFrame) -> Any:
@@ -110,9 +112,13 @@ def _definition(frame: pl.DataFrame) -> Any:
 
 
 def _task_preset(task: str, threshold: float) -> tuple[Any, Any]:
-    from evidently import BinaryClassification, DataDefinition, Regression
+    from evidently import BinaryClassification, DataDefinition, MulticlassClassification, Regression
     from evidently.presets import ClassificationPreset, RegressionPreset
 
+    if task == "multiclass":
+        several = MulticlassClassification(target=TARGET, prediction_labels=PREDICTION)
+        definition = DataDefinition(classification=[several], categorical_columns=[TARGET, PREDICTION])
+        return ClassificationPreset(), definition
     if task == "classification":
         classes = BinaryClassification(target=TARGET, prediction_probas=PREDICTION)
         definition = DataDefinition(

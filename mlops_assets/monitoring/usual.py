@@ -28,6 +28,7 @@ QUANTILE = 0.9  # one window in ten was further away
 DAYS_QUANTILE = 0.98  # an input may be missing for most of a calm or a rainy day, and nothing is wrong
 FEWEST = 3  # windows, or days, from which something usual is told
 FEWEST_ROWS = 30  # of a day
+DRAWN = 16  # places of an array; an image is no heap of pixels
 
 
 @dataclass(frozen=True)
@@ -51,15 +52,15 @@ class Usual:
         rows: pl.DataFrame,
         baseline: pl.DataFrame,
         window: timedelta,
-        sizes: Mapping[str, int],
         slices: Mapping[str, Mapping[str, float]] | None = None,
+        *,
+        classes: bool = False,
     ) -> Self:
         """Measure the windows of `rows`, what the model learned from, against the `baseline` drawn of them.
 
-        `rows` has `event_timestamp` and the baseline's columns; `sizes` says how long the arrays among them are.
+        `rows` has `event_timestamp` and the baseline's columns; the prediction may be one of several `classes`.
         """
-        reference = numbered(baseline, sizes)
-        found = [drift(reference, numbered(some, sizes), min_rows=1) for some in _windows(rows, window)]
+        found = [drift(baseline, some, min_rows=1, classes=classes) for some in _windows(rows, window)]
         columns = [(*one.columns, *([one.prediction] if one.prediction else [])) for one in found]
         return cls(
             len(found),
@@ -80,11 +81,12 @@ class Usual:
 
 
 def numbered(rows: pl.DataFrame, sizes: Mapping[str, int]) -> pl.DataFrame:
-    """The rows with a column for each place of an array, as the model reads it."""
+    """The rows with a column for each place of an array, as a page draws them; none of an array that is long."""
     arrays = {name: size for name, size in sizes.items() if name in rows.columns}
     places = [
         pl.col(name).list.get(place, null_on_oob=True).alias(f"{name}[{place}]")
         for name, size in arrays.items()
+        if size <= DRAWN
         for place in range(size)
     ]
     return rows.with_columns(places).drop(arrays)

@@ -37,7 +37,7 @@ def weeks(first: int, last: int) -> pl.DataFrame:
 def trained() -> tuple[pl.DataFrame, Usual]:
     rows = weeks(0, WEEKS)
     baseline = rows.drop("event_timestamp").sample(5000, seed=1)
-    return baseline, Usual.of(rows, baseline, WEEK, {"tags": 2})
+    return baseline, Usual.of(rows, baseline, WEEK)
 
 
 def judged(trained: tuple[pl.DataFrame, Usual], rows: pl.DataFrame, *, known: bool) -> DriftResult:
@@ -67,12 +67,12 @@ def test_a_true_shift_is_found_all_the_same(trained: tuple[pl.DataFrame, Usual],
     assert next(c for c in moved.columns if c.name == column).how.startswith("up, mean ")
 
 
-def test_every_week_and_place_of_an_array_is_measured(trained: tuple[pl.DataFrame, Usual]) -> None:
+def test_every_week_is_measured_and_an_array_as_one_column(trained: tuple[pl.DataFrame, Usual]) -> None:
     """The first week, whose start may be missing, is left out."""
     _, usual = trained
     assert usual.windows == WEEKS - 1
     assert usual.days == 7.0
-    assert set(usual.psi) == {"season", "steady", "tags[0]", "tags[1]"}
+    assert set(usual.psi) == {"season", "steady", "tags"}
     assert usual.psi["season"] > 0.2 > usual.psi["steady"]
 
 
@@ -81,7 +81,7 @@ def test_calm_days_without_a_value_are_usual() -> None:
     rows = weeks(0, 8).with_columns(
         steady=pl.when(pl.col("event_timestamp").dt.ordinal_day() % 10 > 0).then("steady"), tags=pl.lit(1.0)
     )
-    usual = Usual.of(rows, rows.drop("event_timestamp"), WEEK, {})
+    usual = Usual.of(rows, rows.drop("event_timestamp"), WEEK)
     assert usual.null_share["steady"] == 1.0
     assert usual.null_share["season"] == 0.0
 
@@ -89,7 +89,7 @@ def test_calm_days_without_a_value_are_usual() -> None:
 def test_a_short_history_has_no_habits() -> None:
     """Two weeks say nothing about what a week is like."""
     rows = weeks(0, 2)
-    usual = Usual.of(rows, rows.drop("event_timestamp"), WEEK, {"tags": 2})
+    usual = Usual.of(rows, rows.drop("event_timestamp"), WEEK)
     assert usual.psi == {}
 
 
