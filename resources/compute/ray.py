@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,6 @@ OURS = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 GUARDS = ("RAY_AUTH_TOKEN", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
-
-_lock, _users, _ours = threading.Lock(), 0, ExitStack()
 
 
 def run(work: Work) -> dict[str, Any]:
@@ -101,48 +100,76 @@ def unreachable(work: Work, address: str, problem: Exception) -> NoWorkerError:
     )
 
 
+def _unstarted(work: Work, problem: Exception) -> NoWorkerError:
+    fix = "Run it again when the machine is less busy, or with compute='subprocess'."
+    return NoWorkerError.of(work.entrypoint, f"Ray could not be started on this machine: {problem}", fix)
+
+
 # -- the cluster
+
+
+@dataclass
+class _Connection:
+    """This process's one connection to Ray: how many blocks use it, where it leads, what ends with the last."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    users: int = 0
+    address: str = ""
+    ends: ExitStack = field(default_factory=ExitStack)
+
+
+_connection = _Connection()
 
 
 @contextmanager
 def cluster(address: str, work: Work) -> Iterator[None]:
     """This process is connected to the cluster for the time of the block, also when several blocks overlap.
 
-    A cluster of our own ends with the last block; one that this process was connected to before stays.
+    A cluster of our own ends with the last block; one that this process was connected to before stays. Raises
+    NoWorkerError, also where this process is connected to another: work must not run there unseen.
     """
-    global _users, _ours  # noqa: PLW0603 - Ray itself is one a process
-    with _lock:
-        if not _users:
+    if address and address != "auto":
+        reach(address, work, 6379)
+    with _connection.lock:
+        if not _connection.users:
             with ExitStack() as stack:
                 stack.enter_context(_connected(address, work))
-                _ours = stack.pop_all()
-        _users += 1
+                _connection.ends, _connection.address = stack.pop_all(), address
+        elif address != _connection.address:
+            raise _elsewhere(_connection.address or "of this machine's own", address, work)
+        _connection.users += 1
     try:
         yield
     finally:
-        with _lock:
-            _users -= 1
-            if not _users:
-                _ours.close()
+        with _connection.lock:
+            _connection.users -= 1
+            if not _connection.users:
+                _connection.ends.close()
 
 
 @contextmanager
 def _connected(address: str, work: Work) -> Iterator[None]:
     ray = _imported(address, work)
-    if ray.is_initialized():
+    if ray.is_initialized():  # by whoever asks, or by a Ray worker that this process is
+        found = ray.get_runtime_context().gcs_address
+        if address not in ("", "auto", found):
+            raise _elsewhere(found, address, work)
         yield
         return
     with ExitStack() as stack, _signals_as_they_are():
         try:
-            ray.init(**(_existing(address, work) if address else stack.enter_context(_new())))
-        except NoWorkerError:
-            raise
-        except (ConnectionError, RuntimeError, ValueError, AssertionError, ray.exceptions.RayError) as problem:
-            raise unreachable(work, address or "this machine", problem) from problem
+            ray.init(configure_logging=False, **({"address": address} if address else stack.enter_context(_new())))
+        except Exception as problem:  # Ray raises this class itself, besides a dozen others
+            raise (unreachable(work, address, problem) if address else _unstarted(work, problem)) from problem
         stack.callback(ray.shutdown)
         lives = stack.pop_all()
     with lives:
         yield
+
+
+def _elsewhere(connected: str, address: str, work: Work) -> NoWorkerError:
+    problem = f"this process is connected to the Ray cluster {connected}, not to {address or 'one of its own'}"
+    return NoWorkerError.of(work.entrypoint, problem, "Have the work done in a run of its own.")
 
 
 def _imported(address: str, work: Work) -> Any:
@@ -164,14 +191,9 @@ def _new() -> Iterator[dict[str, Any]]:
     """How a cluster of this machine's own is started; what it wrote goes with it."""
     # Sockets lie there, whose paths may have about a hundred letters: too few for some MLOPS_HOME.
     with tempfile.TemporaryDirectory(prefix="mlops-ray-", dir="/tmp", ignore_cleanup_errors=True) as directory:
-        settings = {"_temp_dir": directory, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-        yield {"address": "local", "configure_logging": False, **settings}
-
-
-def _existing(address: str, work: Work) -> dict[str, Any]:
-    if address != "auto":
-        reach(address.removeprefix("ray://"), work, 6379)
-    return {"address": address, "configure_logging": False}
+        inside = str(Path(directory, "ray"))  # Ray lets everybody into its own directory, nobody into the one around it
+        settings = {"_temp_dir": inside, "include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        yield {"address": "local", **settings}
 
 
 @contextmanager

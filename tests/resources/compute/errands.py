@@ -1,5 +1,6 @@
 """Work for the tests of compute: what well-behaved work never does."""
 
+import json
 import logging
 import os
 import signal
@@ -71,3 +72,59 @@ def ask(path: str, kind: str = "subprocess", address: str = "") -> None:
         compute.run(f"{__name__}:tell_and_wait", {"path": path}, context)
 
     dg.materialize([errand], resources={"compute": ComputeResource(kind=kind, address=address)})
+
+
+def run(entrypoint: str, directory: str) -> None:
+    """An asset's run, in this process, that gets work done on Ray; its result lies in `got.json`."""
+    import dagster as dg
+
+    from resources.compute import ComputeResource
+
+    @dg.asset
+    def errand(context: dg.AssetExecutionContext, compute: ComputeResource) -> dg.MaterializeResult[None]:
+        got = compute.run(entrypoint, {"path": f"{directory}/told"}, context)
+        Path(directory, "got.json").write_text(json.dumps(got))
+        return dg.MaterializeResult()
+
+    dg.materialize([errand], resources={"compute": ComputeResource(kind="ray")})
+
+
+def look_around(arguments: Arguments) -> Arguments:
+    """The cluster that this work runs on: its processes, their ports, its directory, its token."""
+    import psutil
+    import ray
+
+    directory = Path(ray._private.worker._global_node.get_temp_dir_path()).parent
+    ours = [one for one in psutil.process_iter() if str(directory) in " ".join(_command(one))]
+    ports = [
+        (port.laddr.ip, port.laddr.port)
+        for process in ours
+        for port in process.net_connections(kind="inet")
+        if port.status == psutil.CONN_LISTEN
+    ]
+    return {
+        "ports": ports,
+        "processes": [process.pid for process in ours],
+        "directory": str(directory),
+        "mode": directory.stat().st_mode & 0o777,
+        "token": os.environ.get("RAY_AUTH_MODE") == "token",
+    }
+
+
+def exit_by(arguments: Arguments) -> Arguments:
+    raise SystemExit(arguments["code"])
+
+
+def threads(arguments: Arguments) -> Arguments:
+    from mlops_assets.trainers import threads
+
+    return {"threads": threads()}
+
+
+def _command(process: Any) -> list[str]:
+    import psutil
+
+    try:
+        return list(process.cmdline())
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []

@@ -4,11 +4,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-import dagster as dg
 import psutil
 import pytest
 
@@ -22,40 +19,10 @@ from resources.compute import (
     kinds,
 )
 from resources.environment import PROJECT
+from tests.resources.compute.conftest import Do
 
 HERE = "tests.resources.compute.errands"
-QUIET = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 ELSEWHERE = ["subprocess", "ray"]  # the other kinds' own tests say it of theirs
-Do = Callable[..., Any]
-
-
-@pytest.fixture
-def do(home: Path, request: pytest.FixtureRequest) -> Do:
-    """Have an asset ask for work on a kind of machine; what it got, or what was raised."""
-
-    def asked(
-        kind: str,
-        entrypoint: str,
-        arguments: Mapping[str, Any],
-        resources: Mapping[str, Any] | None = None,
-        **settings: Any,
-    ) -> Any:
-        if server := {"kubernetes": "cluster", "ray": "own_ray"}.get(kind):
-            request.getfixturevalue(server)
-        got: list[Any] = []
-
-        @dg.asset
-        def errand(context: dg.AssetExecutionContext, compute: ComputeResource) -> dg.MaterializeResult[None]:
-            got.append(compute.run(entrypoint, arguments, context, resources=resources))
-            return dg.MaterializeResult()
-
-        compute = ComputeResource(kind=kind, **settings)
-        with dg.DagsterInstance.ephemeral() as instance:
-            dg.materialize([errand], instance=instance, resources={"compute": compute}, run_config=QUIET)
-            asked.events = instance.all_logs(instance.get_runs()[0].run_id)  # type: ignore[attr-defined]
-        return got[0]
-
-    return asked
 
 
 @pytest.mark.parametrize("kind", kinds())
