@@ -199,6 +199,7 @@ class ResourcesSpec(dg.Model):
     cpus: float | None = None
     memory_gb: float | None = None
     gpus: int = 0
+    machines: int = 1
     node_selector: dict[str, str] = Field(default_factory=dict)
     tolerations: list[dict[str, str]] = Field(default_factory=list)
     spot: bool = False

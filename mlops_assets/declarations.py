@@ -839,12 +839,14 @@ class Resources:
 
     `memory_gb` is in GiB. A `spot` machine may be taken away at any time: the training is begun again on another up to
     `retries` times, from its last checkpoint. Work that found no machine within `start_within` has failed. `image` and
-    `service_account` are those of the run where empty.
+    `service_account` are those of the run where empty. `machines` is how many such ones a cluster has that is made for
+    the training (KubeRay's): more than one is for a trainer, or a search, that spreads over them.
     """
 
     cpus: float | None = None
     memory_gb: float | None = None
     gpus: int = 0
+    machines: int = 1
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: Sequence[Mapping[str, str]] = ()
     spot: bool = False
@@ -862,6 +864,8 @@ class Resources:
         for name in ("gpus", "retries"):
             if getattr(self, name) < 0:
                 raise DeclarationError.of("Resources", name, getattr(self, name), "0 or more", "Leave it out.")
+        if self.machines < 1:
+            raise DeclarationError.of("Resources", "machines", self.machines, "1 or more", "Leave it out.")
         for name in {name for one in self.tolerations for name in one} - set(TOLERATION):
             raise DeclarationError.of("Resources", "tolerations", name, ", ".join(TOLERATION), "Use Kubernetes' words.")
         if self.start_within <= timedelta(0):
