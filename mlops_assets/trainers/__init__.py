@@ -29,6 +29,12 @@ from resources.hardware import CPU, NEEDS, Device, Kind, Machine, choose
 if TYPE_CHECKING:
     import numpy as np
 
+    from mlops_assets.trainers.federated import (
+        FederatedClassifier as FederatedClassifier,
+    )
+    from mlops_assets.trainers.federated import (
+        FederatedRegressor as FederatedRegressor,
+    )
     from mlops_assets.trainers.graphs.graph import Graph
     from mlops_assets.trainers.keras import (
         KerasClassifier as KerasClassifier,

@@ -39,6 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "mlx": NET,
     "keras": NET,
     "net": NET,
+    "federated": NET,
 }
 IMAGE = {**NET, "image": [2, 2], "channels": [8], "learning_rate": 0.03}  # the four columns of a row as its pixels
 ELSEWHERE = TemporaryDirectory(prefix="trained-elsewhere-")  # removed when the tests end

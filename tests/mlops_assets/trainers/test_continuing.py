@@ -29,7 +29,11 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("LightGBMClassifier", {**BOOSTED, **BAGGED}),
     ("LightGBMClassifier", {"num_iterations": 40, "subsample": 0.8, "subsample_freq": 1, "early_stopping_rounds": 4}),
     *((f"{kind}ImageClassifier", {**NET, "image": [2, 3], "channels": [4]}) for kind in ("Torch", "MLX")),
-    *((f"{kind}{task}", NET) for kind in ("Torch", "MLX", "Keras") for task in ("Classifier", "Regressor")),
+    *(
+        (f"{kind}{task}", NET)
+        for kind in ("Torch", "MLX", "Keras", "Federated")
+        for task in ("Classifier", "Regressor")
+    ),
 ]
 cases = pytest.mark.parametrize(
     ("name", "params"), CASES, ids=[f"{name}-{'-'.join(map(str, params.values()))}" for name, params in CASES]
