@@ -30,7 +30,7 @@ def run(work: Work) -> dict[str, Any]:
         metadata, spec = cluster.pod(work.resources)
         cluster.reach()
     except ClusterError as problem:
-        raise NoWorkerError.of(work.entrypoint, str(problem), "Nothing was begun.") from problem
+        raise NoWorkerError(f"No worker for {work.entrypoint}. {problem}") from problem
     whose = owner(context.run.run_id, platform(context.instance), context.asset_key)
     client = WatchedPipesK8sClient(cluster, work.resources.get("start_within_seconds", 600.0))
     try:
@@ -41,14 +41,13 @@ def run(work: Work) -> dict[str, Any]:
                 base_pod_meta={**metadata, "labels": metadata.get("labels", {}) | whose},
                 base_pod_spec=_working(spec, work),
                 extras={"entrypoint": work.entrypoint, "arguments": dict(work.arguments), "packages": work.packages},
-                ignore_containers=set(),
                 delete_pod_on_completion=False,  # the watch does
             )
     except PodLostError as problem:
         lost = WorkerLostError if problem.loss.begun else NoWorkerError
         raise lost.of(work.entrypoint, f"{problem.loss.cause} (pod {problem.pod})", problem.loss.fix) from problem
     except ClusterError as problem:
-        raise NoWorkerError.of(work.entrypoint, str(problem), "Nothing was begun.") from problem
+        raise NoWorkerError(f"No worker for {work.entrypoint}. {problem}") from problem
     return answer(work, done.get_custom_messages())
 
 

@@ -102,11 +102,10 @@ class Cluster:
 
         with told(f"context {self.context or 'current'}, {self.kubeconfig or 'default configuration'}"):
             self.configure()
-            client = kubernetes.client.ApiClient()
-            client.configuration.retries = False
-            kubernetes.client.VersionApi(kubernetes.client.ApiClient(client.configuration)).get_code(
-                _request_timeout=SECONDS
-            )
+            impatient = kubernetes.client.Configuration.get_default_copy()
+            impatient.retries = False
+            once = kubernetes.client.ApiClient(impatient)
+            kubernetes.client.VersionApi(once).get_code(_request_timeout=SECONDS)
         return kubernetes.client.CoreV1Api()
 
     def configure(self) -> None:

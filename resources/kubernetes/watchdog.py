@@ -35,6 +35,7 @@ LOG_SECONDS = 90.0  # for the last lines of a container that ended: longer than 
 GRACE_SECONDS = 5  # between SIGTERM and SIGKILL
 GONE_SECONDS = 30.0  # a node that is gone never says that its pod is
 MISSING, TROUBLE = 404, 500
+PASSING = (401, 429)  # some clusters refuse a token for a moment, or say that they are asked too much
 ROUTINE = ("Killing", "Pulled", "Pulling", "Created", "Started", "Scheduled", "SuccessfulAttachVolume")
 # Routers drop a stream that is silent without telling anybody; Dagster asks anew after this, and repeats no line.
 os.environ.setdefault("DAGSTER_PIPES_K8S_CONSUME_POD_LOGS_REQUEST_TIMEOUT", "60")
@@ -68,7 +69,7 @@ class Pod:
         except kubernetes.client.ApiException as problem:
             if problem.status == MISSING:
                 return None
-            if problem.status >= TROUBLE:
+            if problem.status >= TROUBLE or problem.status in PASSING:
                 raise HTTPError(refusal(problem)) from problem
             with told(f"pod {self}"):
                 raise
@@ -197,14 +198,14 @@ class WatchedPipesK8sClient(PipesK8sClient):
         namespace: str,
         pod_name: str,
         enable_multi_container_logs: bool = False,  # noqa: ARG002  Dagster's own signature
-        ignore_containers: set[str] | None = None,
+        ignore_containers: set[str] | None = None,  # noqa: ARG002
     ) -> Iterator[None]:
         """Hand on what the work says until it has ended; what Dagster then waits for has come."""
         pod = Pod(client.core_api, namespace, pod_name)
+        # It has ended then; Dagster would ask once more, and wait for ever for one that somebody removed meanwhile.
+        client.wait_for_pod = _seen  # type: ignore[method-assign]
         try:
             self._follow(pod, context)
-            if ignore_containers is not None:
-                ignore_containers |= _others(pod.read())
             yield
         except PodLostError:
             pod.delete()
@@ -251,6 +252,5 @@ class _Reading(threading.Thread):
         return not self.problem
 
 
-def _others(pod: Any) -> set[str]:
-    """The containers that were put beside the work, a mesh's proxy say, and never end."""
-    return {container.name for container in pod.spec.containers[1:]} if pod else set()
+def _seen(*_: Any, **__: Any) -> None:
+    """Nothing is left to wait for."""
