@@ -100,6 +100,18 @@ def test_an_error_is_better_when_it_is_lower() -> None:
     assert changed(truth, truth + 20, MAE) == 0.0 and changed(truth, truth + 40, MAE) == 1.0
 
 
+def test_of_classes_another_one_is_another_decision() -> None:
+    """By name, not by how far apart their numbers are, and the answers as a whole class by class."""
+    truth = np.arange(200.0) % 10
+    champion, challenger = np.where(truth == 9, 8.0, truth), np.where(truth == 3, 4.0, truth)
+    rows = drawn(200, (0.1, 0.1)).with_columns(
+        pl.Series(TRUTH, truth), pl.Series(CHAMPION, champion), pl.Series(CHALLENGER, challenger)
+    )
+    told = compare(rows, METRICS["top1_accuracy"], 50)
+    assert told.changed == pytest.approx(0.2) and told.champion == told.challenger == pytest.approx(0.9)
+    assert told.gain == 0 and told.psi is not None and told.psi > 0.2
+
+
 def test_what_is_not_known_is_not_judged() -> None:
     """Few labels, or one class alone: no gain, but what the predictions say, and how long the step lasts."""
     rows = drawn(300, (0.3, 0.4))

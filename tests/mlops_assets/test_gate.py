@@ -53,6 +53,17 @@ def test_an_errors_floor_is_a_ceiling() -> None:
     assert not verdicts(frame, Gate("mae", at_most=0.99))["clears_floor"].passed
 
 
+def test_a_class_is_right_or_wrong() -> None:
+    """Of several classes the floor is a share of right answers, and a slice of one class alone is judged too."""
+    truth = np.arange(400) % 4
+    said = np.where(truth == 3, np.where(np.arange(400) % 8 == 3, 2, 3), truth).astype(float)
+    frame = pl.DataFrame({"late": truth, "carrier": np.where(truth == 3, "AA", "UA"), "prediction": said})
+    gate = Gate("top1_accuracy", at_least=0.87, slices=["carrier"], slice_min_rows=50, slice_tolerance=0.1)
+    found = verdicts(frame, gate)
+    assert found["clears_floor"].passed and found["clears_floor"].numbers["candidate"] == 0.875
+    assert not found["worst_slice"].passed and found["worst_slice"].numbers["worst"] == 0.5
+
+
 @pytest.mark.parametrize(("champion", "margin", "passed"), [(1.0, 0.0, True), (3.0, 0.0, False), (1.0, 0.4, False)])
 def test_the_champion_is_beaten_on_the_same_rows(champion: float, margin: float, passed: bool) -> None:
     """By at least the margin, which is written beside the gain."""
