@@ -29,6 +29,8 @@ NAMES = (
     "artifacts",
     "push",
     "checkpoints",
+    "networks",
+    "distributed",
 )
 
 

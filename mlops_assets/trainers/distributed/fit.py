@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlops_assets.trainers.torch import Precision
     from resources.hardware import Device
 
-LOOK_EVERY = 0.2  # seconds
+LOOK_EVERY = 0.1  # seconds
 
 logger = logging.getLogger(__name__)
 
