@@ -15,6 +15,7 @@ import dagster as dg
 warnings.filterwarnings("ignore", category=dg.BetaWarning)
 
 from mlops_assets.catalog import gather  # noqa: E402  the filter above must come first
+from mlops_assets.links import candidate  # noqa: E402
 from mlops_assets.pipeline import model_definitions, table_definitions  # noqa: E402
 from mlops_assets.promotion import Promotion  # noqa: E402
 from mlops_assets.upkeep import upkeep  # noqa: E402
@@ -30,11 +31,11 @@ from sensors.thermal import thermal_sensor  # noqa: E402
 atexit.register(gc.freeze)
 quiet_telemetry()
 catalog = gather()
-resources = resources_for()
+resources, models = resources_for(), catalog.models.values()
 
 defs = dg.Definitions.merge(
     table_definitions(catalog),
-    *(model_definitions(model) for model in catalog.models.values()),
+    *(model_definitions(model) for model in models),
     *catalog.components,
     upkeep(),
     dg.Definitions(
@@ -45,7 +46,7 @@ defs = dg.Definitions.merge(
             alerts_sensor,
             run_failure_sensor,
             run_recovered_sensor,
-            thermal_sensor(time.time),
+            *(thermal_sensor(time.time, pool=pool) for pool in sorted({"training", *map(candidate.pool, models)})),
             *orphans_sensors(time.time),
         ],
         executor=dg.in_process_executor,  # a process per trivial step costs six times the work itself

@@ -78,7 +78,7 @@ def thermal_sensor(
     """Set the slots of `pool` by the thermal state; every change is in the log, with the reason."""
 
     @dg.sensor(
-        name="thermal",
+        name="thermal" if pool == POOL else f"thermal_{pool}",
         minimum_interval_seconds=EVERY_SECONDS,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Takes slots of the pool {pool!r} while this machine is hot, and gives them back when it is cool.",

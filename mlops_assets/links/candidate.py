@@ -55,6 +55,11 @@ def checks(model: ModelPipeline) -> dict[str, bool]:
     return {**dict.fromkeys(CHECKS, True), **({CHECK: False} if Newcomers.of(model) else {})}
 
 
+def pool(model: ModelPipeline) -> str:
+    """Who waits for whom: trainings for each other, and those on a GPU for the GPUs alone."""
+    return "gpu" if model.resources.gpus or model.accelerator in ("cuda", "mps", "mlx") else "training"
+
+
 def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
     key, training_set = spec.link_key(model, LINK), spec.link_key(model, "training_set")
 
@@ -68,7 +73,7 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
             model, model.trainer, model.split, model.search, model.gate, *spec.post_processing(model)
         ),
         partitions_def=model.cutoffs,
-        pool="training",
+        pool=pool(model),
         op_tags=op_tags(model.compute, model.resources.document),
         automation_condition=spec.on_arrival(),
         check_specs=spec.check_specs(key, checks(model), {**CHECKS, CHECK: PROMISE}),

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,16 @@ import dagster as dg
 import pytest
 from dagster._core.definitions.asset_checks.asset_check_spec import AssetCheckSpec
 
+from mlops_assets import Resources
 from mlops_assets.catalog import asset_key
 from mlops_assets.claims import columns_of, time_of
 from mlops_assets.definitions import catalog, defs
+from mlops_assets.links import candidate
 from mlops_assets.links.spec import declared_version
 from mlops_assets.pipeline import TRAINING_LINKS
+from mlops_assets.trainers import TorchRegressor
 from resources.environment import PROJECT
+from sensors.thermal import thermal_sensor
 
 HEAVY = {
     "bentoml",
@@ -242,6 +247,18 @@ def test_a_table_carries_its_declaration(key: str):
     (place,) = spec.metadata["dagster/code_references"].code_references
     made_in = PROJECT / ("mlops_assets" if table in STAND_INS else "feature_assets")
     assert Path(place.file_path).is_relative_to(made_in) and place.line_number > 1
+
+
+def test_trainings_on_a_gpu_wait_for_gpus_alone():
+    """What needs a GPU, by its accelerator or its resources, stands in a pool of its own, which heat lowers as well."""
+    model = catalog.models["flights/arrival_delay"]
+    torch = model.with_(trainer=TorchRegressor())
+    assert [candidate.pool(one) for one in (model, torch, torch.with_(accelerator="cuda"))] == ["training"] * 2 + [
+        "gpu"
+    ]
+    assert candidate.pool(model.with_(resources=Resources(gpus=1))) == "gpu"
+    assert candidate.candidate_asset(torch.with_(accelerator="mps")).op.pool == "gpu"
+    assert {thermal_sensor(time.time, pool=pool).name for pool in ("training", "gpu")} == {"thermal", "thermal_gpu"}
 
 
 @pytest.mark.parametrize("model", catalog.models.values(), ids=lambda model: model.id)
