@@ -1,6 +1,7 @@
 """How far a fit came, kept so that a training that was killed goes on from there to the very same model.
 
     <work directory>/made_from.json      what the training depends on: what lies beside is of nothing else
+                     machine.json        the machine and the device that work, or worked last, on it
                      trials.jsonl        the trials of its search that ended
                      checkpoints/<fit>-<hash>.checkpoint
                      ended.json          what it told, written last
@@ -25,6 +26,7 @@ from typing import Any, Self
 
 FORMAT = "checkpoint-1"
 MADE_FROM, TRIALS, FOLDER, ENDED = "made_from.json", "trials.jsonl", "checkpoints", "ended.json"
+MACHINE = "machine.json"
 
 logger = logging.getLogger(__name__)
 

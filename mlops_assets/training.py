@@ -23,7 +23,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from mlops_assets.checkpoints import TRIALS, Progress, end, ended, take_up
+from mlops_assets.checkpoints import MACHINE, TRIALS, Progress, end, ended, publish, take_up
 from mlops_assets.fields import Field
 from mlops_assets.input_schema import InputSchema
 from mlops_assets.manifest import machine_manifest, made_from
@@ -199,9 +199,10 @@ def training_arguments(pipeline: ModelPipeline, cutoff: datetime, training_set: 
 def train(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Search, fit, judge and write one release bundle, as `training_arguments` says; tell what it took of the machine.
 
-    Writes `<out>/trials.jsonl` (a line a trial, as it ends), `<out>/holdout.parquet` (key,
-    event_timestamp, label, slices, inputs, prediction) and `<out>/bundle/`; the last two only when all
-    went well. What an interrupted training of the same left in `out` is used; one that ended is only told again.
+    Writes `<out>/machine.json` (device, machine) before it begins, `<out>/trials.jsonl` (a line a trial, as it ends),
+    `<out>/holdout.parquet` (key, event_timestamp, label, slices, inputs, prediction) and `<out>/bundle/`; the last two
+    only when all went well. What an interrupted training of the same left in `out` is used; one that ended is only
+    told again.
     Raises NoSuchDeviceError before a row is read; TrainingDataError, InputError, MetricError or the trainer's own
     errors.
     """
@@ -212,7 +213,9 @@ def train(arguments: Mapping[str, Any]) -> dict[str, Any]:
         return told
     take_up(out, made)
     logger.info("%s: on %s: %s", arguments["model"], device.kind, device)
-    told = _watched(lambda: _trained(Task.of(arguments, made, device), out), arguments, device)
+    machine = {"device": asdict(device), "machine": machine_manifest()}
+    publish(out / MACHINE, json.dumps(machine).encode())  # of one that dies it is known where
+    told = machine | _watched(lambda: _trained(Task.of(arguments, made, device), out), arguments, device)
     told["made_from"] = made
     end(out, made, told)
     return told
@@ -240,8 +243,7 @@ def _watched(work: Callable[[], dict[str, Any]], arguments: Mapping[str, Any], d
                 spool.log(0, usage.metrics)
         raise
     used = usage.metrics | {"hardware/rows_per_second": told.pop("rows_per_second")}
-    machine = {"device": asdict(device), "machine": machine_manifest(), "thermal": usage.thermal}
-    return {**told, **machine, "usage": used}
+    return {**told, "thermal": usage.thermal, "usage": used}
 
 
 def _trained(task: Task, out: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from mlops_assets.checkpoints import TRIALS, digest
+from mlops_assets.checkpoints import MACHINE, TRIALS, digest
 from mlops_assets.claims import Claim
 from mlops_assets.declarations import ModelPipeline
 from mlops_assets.links import spec
@@ -95,6 +95,8 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
                 again = run_id == work.run_id
                 work.note_run(run_id)
                 show = _shown(mlflow, run_id, model, work.path / TRIALS)
+                trained: dict[str, Any] = {}
+                (work.path / MACHINE).unlink(missing_ok=True)  # where an earlier attempt was
                 try:
                     with mlflow.loop(run_id, meanwhile=show) as log:
                         where = {"out": str(work.path), "points": str(log.path)}
@@ -105,9 +107,10 @@ def candidate_asset(model: ModelPipeline) -> dg.AssetsDefinition:
                             kind=model.compute,
                             resources=model.resources.document,
                         )
-                finally:  # a search that broke off shows how far it came
+                finally:  # work that broke off shows where it was done, and a search how far it came
                     show()
-                mlflow.log(run_id, metrics=trained["usage"], tags=machine_tags(trained))
+                    mlflow.log(run_id, tags=machine_tags(trained or _noted(work.path / MACHINE)))
+                mlflow.log(run_id, metrics=trained["usage"], tags={"thermal": trained["thermal"]})
                 verdicts = judged(model, mlflow, work.path, trained)
                 record = {"arguments": arguments, "made_from": trained["made_from"], **upstream_of(model, context)}
                 _complete_bundle(model, work.path, trained, {**origin, "run_id": run_id}, record)
@@ -171,16 +174,21 @@ def run_tags(model: ModelPipeline, origin: Mapping[str, Any], kind: str) -> dict
     }
 
 
-def machine_tags(trained: Mapping[str, Any]) -> dict[str, str]:
+def machine_tags(told: Mapping[str, Any]) -> dict[str, str]:
     """The machine that did the training, as it says itself: what it computed on, and why on nothing better."""
-    machine, device = trained["machine"], trained["device"]
+    if not told:
+        return {}
     return {
-        "hardware": "{cpu_count} CPUs, {memory_gb} GB, GPU {gpu}, {platform}".format(**machine),
-        "accelerator": device["kind"],
-        "device": device["name"],
-        "fallback": device["reason"],
-        "thermal": trained["thermal"],
+        "hardware": "{cpu_count} CPUs, {memory_gb} GB, GPU {gpu}, {platform}".format(**told["machine"]),
+        "accelerator": told["device"]["kind"],
+        "device": told["device"]["name"],
+        "fallback": told["device"]["reason"],
     }
+
+
+def _noted(machine: Path) -> dict[str, Any]:
+    """What a worker that died said of its machine before it began; nothing where none began."""
+    return dict(json.loads(machine.read_bytes())) if machine.is_file() else {}
 
 
 def judged(model: ModelPipeline, mlflow: MlflowResource, out: Path, trained: Mapping[str, Any]) -> list[Claim]:

@@ -83,6 +83,7 @@ def test_a_training_that_failed_tells_what_it_took(platform: Platform) -> None:
     assert not ran.ok
     (run,) = platform.mlflow_runs("FAILED")
     assert run.data.metrics["hardware/peak_memory_gb"] > 0.05
+    assert run.data.tags["device"] == this_machine().chip and run.data.tags["accelerator"] == "cpu"
 
 
 def test_a_training_in_a_process_of_its_own_gives_the_same_model(platform: Platform) -> None:
