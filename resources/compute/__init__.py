@@ -157,7 +157,7 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 class ComputeResource(dg.ConfigurableResource[Any]):
     """Runs work on machines of one kind; `python` is the interpreter of other processes, by default this one's.
 
-    `address` is the cluster's, where the kind has one and it is not this machine's own.
+    `address` is the cluster's, where the kind has one and it is not this machine's own; work of another kind has none.
     """
 
     kind: str = "local"
@@ -179,8 +179,8 @@ class ComputeResource(dg.ConfigurableResource[Any]):
         """
         kind = known(kind or self.kind)
         machine: Compute = import_module(f"{__name__}.{kind}")
-        given = _as_json(entrypoint, arguments)
-        work = Work(entrypoint, given, dict(resources or {}), context, self.python or sys.executable, self.address)
+        given, address = _as_json(entrypoint, arguments), self.address if kind == self.kind else ""
+        work = Work(entrypoint, given, dict(resources or {}), context, self.python or sys.executable, address)
         result: dict[str, Any] = _as_json(entrypoint, _persistently(machine, work))
         return result
 

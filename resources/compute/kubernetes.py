@@ -9,22 +9,18 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from resources.compute import EntrypointError, NoWorkerError, Work, WorkerLostError
+from resources.compute import NoWorkerError, Work, WorkerLostError
 from resources.compute.subprocess import WORKER, answer
 
 PYTHON = "python"  # the image's
 
 
 def run(work: Work) -> dict[str, Any]:
-    if work.context is None:
-        raise EntrypointError.of(
-            work.entrypoint, "was to run in a pod, with nobody to tell", "Pass the asset's context."
-        )
     from resources.kubernetes.cluster import Cluster, ClusterError, told
     from resources.kubernetes.owned import owner, platform
     from resources.kubernetes.watchdog import PodLostError, WatchedPipesK8sClient
 
-    context = work.context
+    context = work.asking
     try:
         cluster = Cluster.of(context.instance, context.run, work.address)
         metadata, spec = cluster.pod(work.resources)
@@ -40,7 +36,7 @@ def run(work: Work) -> dict[str, Any]:
                 namespace=cluster.namespace,
                 base_pod_meta={**metadata, "labels": metadata.get("labels", {}) | whose},
                 base_pod_spec=_working(spec, work),
-                extras={"entrypoint": work.entrypoint, "arguments": dict(work.arguments), "packages": work.packages},
+                extras=work.document,
                 delete_pod_on_completion=False,  # the watch does
             )
     except PodLostError as problem:
