@@ -63,6 +63,11 @@ class _Torch(NetTrainer):
 
     def __init__(self, **params: Any) -> None:
         super().__init__(**params)
+        known = (*self.defaults, *self.own)
+        for name in params:
+            if name not in known:
+                trainer, fix = type(self).__name__, f"It knows: {', '.join(known)}."
+                raise TrainerParameterError.of(trainer, name, "is not known", fix)
         self._how(self.params)
 
     def _how(self, given: Mapping[str, Any]) -> _How:

@@ -24,14 +24,10 @@ from mlops_assets.trainers.networks.network import Network
 from mlops_assets.trainers.networks.preparation import Preparation
 from resources.environment import PROJECT
 from resources.hardware import CPU, Device
-from tests.mlops_assets.trainers.distributed.fits import NET, equal, fit, killing, rows
+from tests.mlops_assets.trainers.distributed.fits import NET, GivenUpError, equal, fit, killing, rows
 
 RELATIVE = 1e-4  # of the loss: sums in another order come between, and nothing else
 WORKER = "mlops_assets.trainers.distributed.worker"
-
-
-class GivenUpError(Exception):
-    """Who follows the fit has seen enough."""
 
 
 @pytest.fixture
@@ -148,6 +144,7 @@ def test_a_training_that_is_killed_takes_its_workers_along() -> None:
         ({"workers": 0}, "'workers' is 0. Give a whole number above 0"),
         ({"workers": "two"}, "'workers' is 'two'"),
         ({"workers": True}, "'workers' is True"),
+        ({"worker": 2}, "'worker' is not known. It knows: hidden.*, workers, precision"),
         ({"precision": "half"}, "'precision' is 'half'. Give one of auto, full, mixed"),
     ],
     ids=str,
