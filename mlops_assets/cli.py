@@ -16,6 +16,7 @@ import typer
 
 from mlops_assets.alerts_cli import alerts
 from mlops_assets.artifacts_cli import artifacts
+from mlops_assets.compute_cli import compute
 from mlops_assets.decisions_cli import history, notify
 from mlops_assets.features_cli import features
 from mlops_assets.runs_cli import migrate, runs
@@ -36,6 +37,7 @@ new = typer.Typer(no_args_is_help=True, help="Write the file of a new declaratio
 app.add_typer(new, name="new")
 app.add_typer(features, name="features")
 app.add_typer(artifacts, name="artifacts")
+app.add_typer(compute, name="compute")
 app.command()(alerts)
 app.command()(history)
 app.command()(notify)

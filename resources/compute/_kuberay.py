@@ -32,14 +32,18 @@ def run(work: Work, namespace: str) -> dict[str, Any]:
     from dagster_ray.kuberay.client import RayJobClient
 
     from resources.kubernetes.cluster import ClusterError, told
+    from resources.kubernetes.owned import owner, platform
 
     cluster = _reached(work)
     namespace = namespace or cluster.namespace
     job = ray_job(cluster, work.resources, name=f"mlops-{secrets.token_hex(6)}", namespace=namespace)
     job["spec"]["runtimeEnvYAML"] = _yaml({"env_vars": environment(work)})
+    job["metadata"]["labels"] = owner(work.asking.run.run_id, platform(work.asking.instance), work.asking.asset_key)
     client = RayJobClient(kube_config=cluster.kubeconfig, kube_context=cluster.context)
     patience = work.resources.get("start_within_seconds", 600.0)
-    pipes = PipesKubeRayJobClient(client=client, timeout=patience, forward_termination=False)
+    pipes = PipesKubeRayJobClient(
+        client=client, timeout=patience, forward_termination=False, port_forward=not cluster.in_cluster
+    )
     try:
         with told(f"namespace {namespace}"):
             done = pipes.run(context=work.asking, ray_job=job, extras=work.document)
@@ -62,7 +66,8 @@ def ray_job(
     """The manifest: a cluster of `machines` equal pods, and what is started in its head."""
     metadata, spec = cluster.pod(resources)
     others = int(resources.get("machines", 1)) - 1
-    workers = {"groupName": GROUP, "replicas": others, "minReplicas": others, "maxReplicas": others}
+    size = {"replicas": others, "minReplicas": others, "maxReplicas": others}
+    worker = {"groupName": GROUP, **size, "rayStartParams": {}, "template": _template(metadata, spec, "ray-worker")}
     return {
         "apiVersion": API,
         "kind": KIND,
@@ -80,9 +85,7 @@ def ray_job(
                     "rayStartParams": {"dashboard-host": EVERYWHERE},
                     "template": _template(metadata, spec, "ray-head"),
                 },
-                "workerGroupSpecs": [
-                    {**workers, "rayStartParams": {}, "template": _template(metadata, spec, "ray-worker")}
-                ],
+                "workerGroupSpecs": [worker] if others else [],
             },
         },
     }
