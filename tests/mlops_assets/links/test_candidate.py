@@ -13,7 +13,7 @@ import pytest
 
 from mlops_assets import Gate, ModelPipeline, TimeSplit
 from mlops_assets.links.training_set import cold_start_columns
-from mlops_assets.trainers import XGBoostClassifier
+from mlops_assets.trainers import XGBoostClassifier, trainer_named
 from resources.compute import ComputeResource
 from resources.hardware import this_machine
 from resources.mlflow import MlflowResource
@@ -101,6 +101,17 @@ def test_a_training_in_a_process_of_its_own_gives_the_same_model(platform: Platf
     assert ran.facts["candidate"]["device"] == f"cpu: {this_machine().chip}"
     mine, its = psutil.Process().memory_info().rss / 2**30, ran.facts["candidate"]["hardware/peak_memory_gb"]
     assert 0.05 < its < mine
+
+
+@pytest.mark.skipif("mlx" in this_machine().devices, reason="this machine has MLX's GPU")
+def test_a_machine_without_the_required_accelerator_is_refused_by_name(platform: Platform) -> None:
+    """Nothing is searched or fitted; the error says what is missing, why, and what there is."""
+    net = trainer_named("NetClassifier", hidden=[4], epochs=1)
+    ran = platform.declared(trainer=net, accelerator="mlx").run("candidate", partition=CUTOFF)
+    assert not ran.ok and "Accelerator 'mlx' is required, and this machine has none: this is " in ran.trouble
+    assert f"Found: cpu: {this_machine().chip}" in ran.trouble
+    (run,) = platform.mlflow_runs("FAILED")
+    assert platform.trials(run.info.run_id) == [] and "device" not in run.data.tags
 
 
 def test_a_refused_candidate_is_not_promoted_later(platform: Platform) -> None:
