@@ -8,7 +8,8 @@
 
 A checkpoint is one file a fit: a line of JSON (what it was made from, the rounds done, what else the fit must
 remember, the hash of the rest), then the model as its library writes it; never a pickle. It is published by rename.
-One that was made from something else, or that is damaged, is ignored, and the log says why: the fit then starts over.
+One that is damaged is ignored, and the log says why: the fit then starts over. One that was made from something else
+is an error: its name holds what it was made from, so that somebody put it there, and may want it back.
 """
 
 from __future__ import annotations
@@ -31,10 +32,22 @@ MACHINE = "machine.json"
 logger = logging.getLogger(__name__)
 
 
+class OtherCheckpointError(ValueError):
+    """A fit found the checkpoint of another model in the place of its own."""
+
+    @classmethod
+    def of(cls, path: Path) -> Self:
+        return cls(
+            f"Checkpoint {path} is of another model: it was made from other rows, parameters, code or libraries. "
+            "Nothing was started or overwritten. Move it back to where it came from; this fit then starts over."
+        )
+
+
 @dataclass(frozen=True)
 class Kept:
     """What a checkpoint holds: the model after `rounds` rounds (or epochs), and what its fit must remember."""
 
+    made_from: str
     rounds: int
     notes: dict[str, Any]
     model: bytes
@@ -70,13 +83,15 @@ class Progress:
         return cls(path, made_from, when["seconds"], when["rounds"])
 
     def kept(self) -> Kept | None:
-        """Where an earlier fit came to; None to begin at the beginning."""
+        """Where an earlier fit came to; None to begin at the beginning. Raises OtherCheckpointError."""
         if self.path is None or not self.path.is_file():
             return None
-        found = _read(self.path, digest(self.made_from))
+        found = _read(self.path)
         if isinstance(found, str):
             logger.warning("checkpoint %s is ignored: %s; the fit starts over", self.path.name, found)
             return None
+        if found.made_from != digest(self.made_from):
+            raise OtherCheckpointError.of(self.path)
         logger.info("continuing %s after %s rounds", self.path.stem, found.rounds)
         self._last_round = found.rounds
         for at, score, higher_is_better in found.watched:
@@ -178,7 +193,7 @@ def publish(path: Path, content: bytes) -> None:
     beside.replace(path)
 
 
-def _read(path: Path, made_from: str) -> Kept | str:
+def _read(path: Path) -> Kept | str:
     """What the file holds, or what is wrong with it."""
     head, _, model = path.read_bytes().partition(b"\n")
     try:
@@ -187,8 +202,6 @@ def _read(path: Path, made_from: str) -> Kept | str:
         return "it is damaged (its first line is no JSON)"
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         return f"it is not in the format {FORMAT}"
-    if header.get("made_from") != made_from:
-        return "it was made from other rows, parameters, code or libraries"
     if hashlib.sha256(model).hexdigest() != header.get("sha256"):
         return "it is damaged (its model has another hash than was written down)"
-    return Kept(header["rounds"], header["notes"], model, header["watched"])
+    return Kept(header["made_from"], header["rounds"], header["notes"], model, header["watched"])

@@ -33,8 +33,12 @@ logger = logging.getLogger(__name__)
 def fitted_by(
     workers: int, problem: Problem, progress: Progress, device: Device, precision: Precision
 ) -> tuple[tuple[Layer, ...], int]:
-    """The layers that a problem comes to, and after how many epochs. Raises LostWorkersError, WorkerRaisedError."""
+    """The layers that a problem comes to, and after how many epochs.
+
+    Raises OtherCheckpointError and TooManyWorkersError before a worker begins, LostWorkersError, WorkerRaisedError.
+    """
     place = on_ray if on_ray.inside() else processes
+    kept = progress.kept()  # the workers read it too; a wrong one is found before they begin
     with _directory(progress) as directory:
         checkpoints = {
             "path": str(progress.path.absolute()) if progress.path else None,
@@ -48,7 +52,7 @@ def fitted_by(
         job.write(problem)
         logger.info("fitted by %s workers of %s threads, %s", workers, share, place.__name__.rpartition(".")[2])
         with place.running(job) as ended:
-            told = _Told(job, progress)
+            told = _Told(job, progress, kept.rounds if kept else 0)
             while not ended(LOOK_EVERY):
                 told.pass_on()
                 if final := next((one for one in job.raised() if one.final), None):
@@ -75,11 +79,14 @@ def _directory(progress: Progress) -> Iterator[Path]:
 
 
 class _Told:
-    """What the workers say, passed on as if the fit were here. A score that a new attempt tells again is told once."""
+    """What the workers say, passed on as if the fit were here.
 
-    def __init__(self, job: Job, progress: Progress) -> None:
+    A score that an attempt tells again, of a round before it, is told once: `rounds` are known from the checkpoint.
+    """
+
+    def __init__(self, job: Job, progress: Progress, rounds: int) -> None:
         self._path, self._progress = job.directory / TOLD, progress
-        self._read, self._scored = 0, -1
+        self._read, self._scored = 0, rounds - 1
 
     def pass_on(self) -> None:
         if not self._path.exists():
@@ -95,6 +102,6 @@ class _Told:
         match told:
             case {"log": [int(level), text]}:
                 logger.log(level, "%s", text)
-            case {"score": [int(at), float(score)]} if at > self._scored:
+            case {"score": [int(at), float(score), bool(higher_is_better)]} if at > self._scored:
                 self._scored = at
-                self._progress.scored(at, score)
+                self._progress.scored(at, score, higher_is_better)

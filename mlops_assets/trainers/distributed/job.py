@@ -92,7 +92,7 @@ class Job:
         path = Path(named) if named else None
         if not leads:
             return Progress(path, kept["made_from"])
-        return Progress(path, **kept, follower=lambda at, score: self.tell(score=[at, score]))
+        return Progress(path, **kept, watch=lambda *told: self.tell(score=told))
 
     def tell(self, **what: Any) -> None:
         """A line to who started the fit, written at once."""

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlops_assets.checkpoints import NO_CHECKPOINTS, Progress
+from mlops_assets.checkpoints import NO_CHECKPOINTS, OtherCheckpointError, Progress
 from mlops_assets.trainers import Trainer, load_predictor, trainer_named, trainers
 
 NET = {"hidden": [8], "epochs": 12, "learning_rate": 0.01, "batch_size": 64}
@@ -160,13 +160,20 @@ def test_a_damaged_checkpoint_is_ignored_by_name(
     assert "a.checkpoint" in told and words in told
 
 
-def test_a_checkpoint_of_something_else_is_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Other rows, parameters, code or libraries: a model of two halves would be nobody's."""
-    trainer = trainer_named("XGBoostClassifier", **BOOSTED)
+ANOTHER = [("XGBoostClassifier", BOOSTED), ("LightGBMClassifier", BOOSTED), ("TorchClassifier", NET)]
+ANOTHER += [("TorchClassifier", {**NET, "workers": 2}), ("MLXClassifier", NET), ("KerasClassifier", NET)]
+
+
+@pytest.mark.parametrize(("name", "params"), ANOTHER, ids=[f"{name}-{len(params)}" for name, params in ANOTHER])
+def test_a_checkpoint_of_another_model_is_refused(name: str, params: dict[str, Any], tmp_path: Path) -> None:
+    """Before a round of work, and it is left as it lies: a model of two halves would be nobody's."""
     with pytest.raises(BrokenOffError):
-        fit(trainer, progress_in(tmp_path, Breaking))
-    assert progress_in(tmp_path, made_from="other rows").kept() is None
-    assert "made from other rows, parameters, code or libraries" in caplog.text
+        fit(trainer_named("XGBoostRegressor", **BOOSTED), progress_in(tmp_path, Breaking))
+    path = tmp_path / "a.checkpoint"
+    before = path.read_bytes()
+    with pytest.raises(OtherCheckpointError, match=r"a\.checkpoint is of another model"):
+        fit(trainer_named(name, **params), progress_in(tmp_path, made_from="other rows"))
+    assert path.read_bytes() == before
 
 
 def test_a_full_disk_ends_no_training(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from mlops_assets.checkpoints import Progress
 from mlops_assets.trainers import trainer_named
 from mlops_assets.trainers.networks.network import Network
 
-NET = {"hidden": [16, 8], "epochs": 40, "patience": 40, "learning_rate": 0.01, "batch_size": 64}
+NET = {"hidden": [16, 8], "epochs": 200, "patience": 200, "learning_rate": 0.003, "batch_size": 64}
 ROWS = 64 * 6 + 1  # the last batch has one row: all but one worker have nothing of it
 
 
@@ -46,8 +50,49 @@ def killing(path: Path, said: Callable[[], list[str]], worker: int, at: int = 8)
 
     def follow(epoch: int, _: float) -> None:
         if epoch >= at and not struck:
-            found = [re.match(rf"worker {worker} of \d+: process (\d+)", line) for line in said()]
-            struck.extend(int(one[1]) for one in found if one)
+            struck.extend(workers_said(said(), str(worker)))
             os.kill(struck[-1], signal.SIGKILL)
 
     return Progress(path / "a.checkpoint", {"rows": "these"}, seconds=None, rounds=5, follower=follow)
+
+
+class GivenUpError(Exception):
+    """Who follows the fit has seen enough."""
+
+
+def errand(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A fit by two workers as work of a compute resource, one of them killed in its middle; then one given up."""
+    lines = _Lines()
+    logging.getLogger("mlops_assets").addHandler(lines)
+    model = fit(progress=killing(Path(arguments["path"]), lambda: lines.said, worker=1), workers=2)
+    model.write(Path(arguments["path"]))
+    said, lines.said = lines.said, []
+    with suppress(GivenUpError):
+        fit(progress=Progress(follower=give_up), workers=2, epochs=10_000)
+    return {"said": said, "left": [pid for pid in workers_said(lines.said) if not gone(pid)]}
+
+
+def give_up(epoch: int, _: float) -> None:
+    raise GivenUpError(epoch)
+
+
+def workers_said(said: list[str], worker: str = r"\d+") -> list[int]:
+    """The processes of workers that log lines name."""
+    found = [re.match(rf"worker {worker} of \d+: process (\d+)", line) for line in said]
+    return [int(one[1]) for one in found if one]
+
+
+def gone(pid: int, within: float = 30.0) -> bool:
+    until = time.monotonic() + within
+    while psutil.pid_exists(pid) and time.monotonic() < until:
+        time.sleep(0.1)
+    return not psutil.pid_exists(pid)
+
+
+class _Lines(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
