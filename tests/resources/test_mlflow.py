@@ -167,20 +167,27 @@ def test_values_are_logged_in_batches_beyond_its_limits(store: MlflowResource, n
 
 
 def test_trials_are_child_runs_with_their_own_times(store: MlflowResource, name: str) -> None:
-    """Each trial is found under its parent, FINISHED or FAILED, with the seconds it really took."""
+    """Each trial is found under its parent, FINISHED or FAILED, with the seconds it really took; once, asked twice."""
     trials = [
         {"number": 0, "params": {"max_depth": 3}, "value": 0.7, "state": "COMPLETE"},
         {"number": 1, "params": {"max_depth": 9}, "value": None, "state": "FAIL"},
+        {"number": 2, "params": {"max_depth": 8}, "value": None, "state": "PRUNED", "pruned_at": 12},
     ]
     with store.run(name, "search") as parent:
         times = {"started_at": "2013-04-01T00:00:00+00:00", "seconds": 2.5}
-        children = store.log_trials(parent, "roc_auc", [trial | times for trial in trials])
+        children = store.log_trials(parent, "roc_auc", [trial | times for trial in trials[:1]])
+        children += store.log_trials(parent, "roc_auc", [trial | times for trial in trials])
         assert store.client().get_run(parent).info.status == "RUNNING"
     experiment = store.experiment(name)
     found = store.client().search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
     runs = {run.info.run_id: run for run in found}
     assert set(runs) == set(children)
-    first, second = (runs[child] for child in children)
+    first, second, third = (runs[child] for child in children)
+    assert (third.info.status, third.data.tags["trial_state"], third.data.metrics) == (
+        "FINISHED",
+        "PRUNED",
+        {"pruned_at": 12},
+    )
     assert (first.info.status, second.info.status) == ("FINISHED", "FAILED")
     assert first.data.metrics == {"roc_auc": 0.7} and second.data.metrics == {}
     assert first.data.params == {"max_depth": "3"} and first.info.end_time - first.info.start_time == 2500
