@@ -29,8 +29,10 @@ NAMES = (
     "artifacts",
     "push",
     "checkpoints",
+    "search",
     "networks",
     "distributed",
+    "spark",
 )
 
 

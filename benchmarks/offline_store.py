@@ -111,7 +111,7 @@ def flights_cases(directory: Path, days: tuple[date, date] = YEAR, rounds: int =
     As the views are declared, where weather is seen for three hours; and with no ttl, as in Feast's default.
     """
     views = [view for view in written(directory, days) if view.name in ("weather_hourly", "carrier_punctuality")]
-    labels = _labels(days)
+    labels = year_of_labels(days)
     everybody = (*EVERYONE, OURS_POLARS, BARE_POLARS)
     for_ever = tuple(replace(view, hours=0) for view in views)
     return [
@@ -123,10 +123,10 @@ def flights_cases(directory: Path, days: tuple[date, date] = YEAR, rounds: int =
 def grid_cases(directory: Path, full: bool, sizes: Sequence[int] = (10_000, 327_346, 5_000_000)) -> list[Case]:
     """Labels times views: in full with everybody, who have a minute each; else the corners, with ours and Polars."""
     corners = {(sizes[0], 1), (sizes[0], 20), (sizes[1], 1), (sizes[1], 20), (sizes[2], 1), (sizes[2], 5)}
-    views, held = written(directory, YEAR), _labels(YEAR)
+    views, held = written(directory, YEAR), year_of_labels(YEAR)
     cases = []
     for size in sizes:
-        below = _with_labels(directory / f"{size}-labels", _tiled(held, size))
+        below = _with_labels(directory / f"{size}-labels", tiled(held, size))
         for count in (1, 5, 20):
             if full or (size, count) in corners:
                 who = EVERYONE if full else (OURS, BARE)
@@ -183,7 +183,7 @@ def _flights(days: tuple[date, date]) -> tuple[Any, Mapping[str, pl.LazyFrame]]:
     return model, frames(model, days)
 
 
-def _labels(days: tuple[date, date]) -> pl.DataFrame:
+def year_of_labels(days: tuple[date, date]) -> pl.DataFrame:
     """The labelled flights in order of time."""
     spine = _flights(days)[1]["spine"].select("origin", "dest", "carrier", "tailnum", TIME)
     return _numbered(spine.collect().sort(TIME, maintain_order=True))
@@ -199,7 +199,7 @@ def _numbered(rows: pl.DataFrame) -> pl.DataFrame:
     return rows.with_row_index("label").with_columns(pl.col("label").cast(pl.Int64))
 
 
-def _tiled(rows: pl.DataFrame, labels: int) -> pl.DataFrame:
+def tiled(rows: pl.DataFrame, labels: int) -> pl.DataFrame:
     """So many labels: every n-th row, or the rows again and again, a second later each time."""
     rows = rows.drop("label")
     if labels <= rows.height:

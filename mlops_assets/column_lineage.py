@@ -40,6 +40,10 @@ class UnknownLineageError(ValueError):
             "Let it take a day without rows."
         )
 
+    @classmethod
+    def engine(cls, title: str, engine: str) -> Self:
+        return cls(f"{title}: its columns cannot be traced, since its function is written on {engine}, not on Polars.")
+
 
 @dataclass(frozen=True, order=True)
 class Column:
@@ -95,6 +99,8 @@ def column_lineage(table: Table, catalog: Catalog, frames: Frames | None = None)
     """
     if isinstance(table, Source):
         return {}
+    if table.engine != "polars":
+        raise UnknownLineageError.engine(table.title, table.engine)
     for view in catalog.views:
         if view.stand_in is table:  # it collects all of the view, which Polars would name as its origin
             return {

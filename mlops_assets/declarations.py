@@ -38,6 +38,7 @@ NAME = re.compile(r"[a-z][a-z0-9_]*")
 Task = Literal["classification", "multiclass", "regression"]
 WithoutStore = Literal["refuse", "fall back"]
 Trained = Literal["on cause", "at each cutoff"]
+Engine = Literal["polars", "spark"]
 TOLERATION = ("key", "operator", "value", "effect")
 Prune = Literal[False, "median", "hyperband"]
 Over = Literal["auto", "processes", "ray"]
@@ -122,7 +123,10 @@ class _Computed:
 
 @dataclass(frozen=True)
 class _Table(_Computed):
-    """What every published table has: a team and a name, a schema, partitions, and how it is computed."""
+    """What every published table has: a team and a name, a schema, partitions, and how it is computed.
+
+    Its function takes and returns frames of its `engine`: Polars', or Spark's for tables beyond one machine.
+    """
 
     name: str
     team: str
@@ -133,9 +137,13 @@ class _Table(_Computed):
     description: str = ""
     owners: tuple[str, ...] = ()
     code_version: str = "1"
+    engine: Engine = "polars"
 
     def __post_init__(self) -> None:
         _named(self.kind, self.name)
+        if self.engine not in get_args(Engine):
+            known = " or ".join(get_args(Engine))
+            raise DeclarationError.of(self.title, "engine", self.engine, known, "Choose one of them.")
         if not self.schema:
             raise DeclarationError.of(self.title, "schema", {}, "at least one column", "Name its columns and types.")
         _sized(self.title, self.schema)
@@ -541,7 +549,8 @@ def source(
     stream: str | None = None,
     owners: Sequence[str] = (),
     code_version: str = "1",
-) -> Callable[[Callable[..., pl.LazyFrame]], Source]:
+    engine: Engine = "polars",
+) -> Callable[[Callable[..., Any]], Source]:
     """Declare the decorated function as a raw source; its name is the table's, its docstring the description."""
     return _table(Source, {**locals(), "key": tuple(key), "owners": tuple(owners)})
 
@@ -559,7 +568,8 @@ def feature_view(
     sparse: bool = False,
     owners: Sequence[str] = (),
     code_version: str = "1",
-) -> Callable[[Callable[..., pl.LazyFrame]], FeatureView]:
+    engine: Engine = "polars",
+) -> Callable[[Callable[..., Any]], FeatureView]:
     """Declare the decorated function as a feature view; its parameters name the tables it reads."""
     return _table(FeatureView, {**locals(), "entities": tuple(entities), "owners": tuple(owners)})
 
@@ -599,7 +609,8 @@ def labels(
     lookback: timedelta = timedelta(0),
     owners: Sequence[str] = (),
     code_version: str = "1",
-) -> Callable[[Callable[..., pl.LazyFrame]], Labels]:
+    engine: Engine = "polars",
+) -> Callable[[Callable[..., Any]], Labels]:
     """Declare the decorated function as a spine of labelled events; its parameters name the tables it reads."""
     options = {**locals(), "entities": tuple(entities), "owners": tuple(owners), "request": dict(request or {})}
     return _table(Labels, {"schema": options.pop("targets"), **options})

@@ -166,12 +166,12 @@ class Lake(dg.ConfigurableResource["Lake"]):
     def write(self, frame: pl.DataFrame | pl.LazyFrame, key: Key, partition: str | None = None) -> UPath:
         """Publish a table, replacing what was there at once; readers see the old rows or the new."""
         rows = frame.lazy().collect()
-        with self._alone(key):
+        with self.alone(key):
             return self._write(rows, key, partition)
 
     def write_partitions(self, frames: Mapping[str, pl.DataFrame], key: Key) -> dict[str, UPath]:
         """Publish many partitions at once; returns the path of each."""
-        with self._alone(key):
+        with self.alone(key):
             return dict(zip(frames, _together(lambda name: self._write(frames[name], key, name), frames), strict=True))
 
     def upsert(self, frames: Mapping[str, pl.DataFrame], key: Key, unique: Sequence[str]) -> dict[str, pl.DataFrame]:
@@ -180,7 +180,7 @@ class Lake(dg.ConfigurableResource["Lake"]):
         Returns each partition as it now lies, sorted by `unique`. Repeating it changes nothing, and what would not
         change is not written. Raises SchemaDriftError, naming the columns, before anything of that partition changes.
         """
-        with self._alone(key):
+        with self.alone(key):
             merged = _together(lambda name: self._upsert(frames[name], key, name, unique), frames)
         return dict(zip(frames, merged, strict=True))
 
@@ -208,7 +208,7 @@ class Lake(dg.ConfigurableResource["Lake"]):
         _publish(rows, path)
         return path
 
-    def _alone(self, key: Key) -> FileLock:
+    def alone(self, key: Key) -> FileLock:
         """The writers of a table take turns, so that none replaces what it has not seen."""
         from filelock import FileLock
 
@@ -218,7 +218,11 @@ class Lake(dg.ConfigurableResource["Lake"]):
         return FileLock(locks / f"{'.'.join(quote(part, safe='') for part in _asset_key(key).path)}.lock")
 
     def scan(self, key: Key, partitions: Iterable[str] | None = None) -> pl.LazyFrame:
-        """The table's rows, in partition order: those of `partitions` that exist, or everything.
+        """The table's rows, in partition order: those of `partitions` that exist, or all. Raises what `files` does."""
+        return self._scan(list(self.files(key, partitions).values()))
+
+    def files(self, key: Key, partitions: Iterable[str] | None = None) -> dict[str, UPath]:
+        """The table's files by partition, in order: those of `partitions` that exist, or all.
 
         Raises NotMaterializedError when there is nothing to read, UnreadableFileError and
         SchemaDriftError, which name the file or the columns, before any row is read.
@@ -229,7 +233,7 @@ class Lake(dg.ConfigurableResource["Lake"]):
         if not found:
             raise NotMaterializedError.of(_asset_key(key), asked, exists)
         self._require_one_schema(_asset_key(key), found)
-        return self._scan([self.path(key, name) for name in found])
+        return {name: self.path(key, name) for name in found}
 
     def _published(self, key: Key) -> list[str]:
         directory = self._directory(key)
@@ -314,14 +318,14 @@ class ParquetIOManager(dg.ConfigurableIOManager):
 
     def load_input(self, context: dg.InputContext) -> pl.LazyFrame:
         asked = list(context.asset_partition_keys) if context.has_asset_partitions else [UNPARTITIONED]
-        if holes := _holes(asked, self.lake.partitions(context.asset_key)):
+        if missing := holes(asked, self.lake.partitions(context.asset_key)):
             context.log.warning(
-                "Read '%s' without %s: not materialized.", context.asset_key.to_user_string(), _few(holes)
+                "Read '%s' without %s: not materialized.", context.asset_key.to_user_string(), _few(missing)
             )
         return self.lake.scan(context.asset_key, asked)
 
 
-def _holes(asked: Sequence[str], exists: Sequence[str]) -> list[str]:
+def holes(asked: Sequence[str], exists: Sequence[str]) -> list[str]:
     """Missing partitions after the first one that exists: before it, a lookback reaches past the beginning."""
     known = set(exists)
     first = next((place for place, name in enumerate(asked) if name in known), len(asked))

@@ -5,7 +5,7 @@ be the declared table, and every blocking claim must hold, before a byte replace
 """
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
 from math import ceil
 from typing import Any
@@ -14,9 +14,10 @@ import dagster as dg
 
 from mlops_assets import column_lineage
 from mlops_assets.catalog import Catalog, Table, asset_key
-from mlops_assets.claims import CLAIM_NAMES, claims, columns_of, conform, time_of
+from mlops_assets.claims import CLAIM_NAMES, Claim, claims, columns_of, conform, time_of
 from mlops_assets.declarations import Source
 from mlops_assets.links import spec
+from resources.lake import Lake
 
 STAGE = {"source": "sources", "feature view": "features", "labels": "labels"}
 KINDS = {"source": {"polars", "parquet"}, "feature view": {"polars", "feast"}, "labels": {"polars", "parquet"}}
@@ -31,14 +32,13 @@ PROMISES = {
 def table_asset(table: Table, catalog: Catalog) -> dg.AssetsDefinition:
     """The offline asset of a table, with its claims as checks."""
     key = asset_key(table)
-
-    @dg.asset(
+    declare = dg.asset(
         key=key,
         ins={name: _input(table, source) for name, source in catalog.inputs(table)},
         description=table.description,
         group_name=f"{table.team}_{STAGE[table.kind]}",
         owners=spec.owners(table.owners, table.team),
-        kinds=KINDS[table.kind],
+        kinds={table.engine if kind == "polars" else kind for kind in KINDS[table.kind]},
         tags={"team": table.team, "stage": STAGE[table.kind]},
         code_version=table.code_version,
         partitions_def=table.partitions,
@@ -54,20 +54,34 @@ def table_asset(table: Table, catalog: Catalog) -> dg.AssetsDefinition:
         check_specs=spec.check_specs(key, CLAIM_NAMES, PROMISES),
         io_manager_key="io_manager",
     )
+
     def publish(context: dg.AssetExecutionContext, **inputs: Any) -> Iterator[Any]:
         rows = conform(computed(table, inputs, _window(context)), table)
-        judged = claims(rows, table)
-        yield from (spec.check_result(key, claim) for claim in judged)
-        if broken := [claim for claim in judged if claim.blocking and not claim.passed]:
-            raise dg.Failure(
-                f"{table.title}: {'; '.join(f'{claim.name}: {claim.reason}' for claim in broken)}. "
-                "Nothing was published; what was there still stands. Mend the input and materialize again.",
-                allow_retries=False,
-            )
+        yield from _judged(table, key, claims(rows, table))
         _tell_lineage(context, key, column_lineage.told(table, catalog, inputs))
         yield dg.Output(rows, data_version=spec.data_version(rows), metadata={"dagster/row_count": rows.height})
 
-    return publish
+    def publish_from_spark(context: dg.AssetExecutionContext, lake: Lake) -> Iterator[Any]:
+        from mlops_assets.on_spark.table import published
+
+        for told in published(context, table, catalog, lake, _window(context)):
+            if isinstance(told, dg.MaterializeResult):
+                yield told
+            else:
+                yield from _judged(table, key, told)
+
+    return declare(publish_from_spark if table.engine == "spark" else publish)
+
+
+def _judged(table: Table, key: dg.AssetKey, judged: Sequence[Claim]) -> Iterator[dg.AssetCheckResult]:
+    """The claims as results of checks; dg.Failure where one that blocks does not hold."""
+    yield from (spec.check_result(key, claim) for claim in judged)
+    if broken := [claim for claim in judged if claim.blocking and not claim.passed]:
+        raise dg.Failure(
+            f"{table.title}: {'; '.join(f'{claim.name}: {claim.reason}' for claim in broken)}. "
+            "Nothing was published; what was there still stands. Mend the input and materialize again.",
+            allow_retries=False,
+        )
 
 
 def _tell_lineage(context: dg.AssetExecutionContext, key: dg.AssetKey, metadata: Mapping[str, Any]) -> None:
@@ -98,6 +112,8 @@ def _input(table: Table, source: Table) -> dg.AssetIn:
         mapping = dg.TimeWindowPartitionMapping(
             start_offset=-ceil(table.lookback / timedelta(days=1)), allow_nonexistent_upstream_partitions=True
         )
+    if table.engine == "spark":  # which reads for itself
+        return dg.AssetIn(key=asset_key(source), partition_mapping=mapping, dagster_type=dg.Nothing)
     return dg.AssetIn(key=asset_key(source), partition_mapping=mapping)
 
 
@@ -113,6 +129,10 @@ def computed(table: Table, inputs: Mapping[str, Any], window: tuple[Any, Any] | 
     """The table's rows of `window` by its own function, before they are conformed; `inputs` are frames by name."""
     import polars as pl
 
+    if table.engine == "spark":
+        from mlops_assets.on_spark.table import through
+
+        return through(table, inputs, window)
     if isinstance(table, Source):
         return table.compute(window) if table.inputs else table.compute()
     frame, time = table.compute(*(inputs[name] for name in table.inputs)), time_of(table)

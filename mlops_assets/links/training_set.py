@@ -4,7 +4,7 @@ Every candidate is fitted and judged on it. No row may use anything that became 
 and no label that became known after the cutoff, or training would see the future.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ from mlops_assets.cold_start import constant_values
 from mlops_assets.declarations import EVENT_TIMESTAMP, KNOWN_AT, FeatureView, ModelPipeline, StoredSelection
 from mlops_assets.fields import Bool, Field
 from mlops_assets.links import spec
+from resources.compute import ComputeResource
+from resources.lake import Lake
 
 if TYPE_CHECKING:
     import polars as pl
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from resources.point_in_time import ViewFrame
 
 LINK = "training_set"
+SPARK = "spark"  # the kind of compute that joins too, not only trains
 PROOF_ROWS = 100
 ALL_HISTORY = timedelta(weeks=520)
 CLAIMS = {"point_in_time_proof": True, "nothing_after_the_cutoff": True, "null_rates": False}
@@ -63,27 +66,58 @@ def training_set_asset(model: ModelPipeline) -> dg.AssetsDefinition:
         check_specs=spec.check_specs(key, CLAIMS, PROMISES),
         io_manager_key="io_manager",
     )
-    def training_set(context: dg.AssetExecutionContext, **inputs: Any) -> Iterator[Any]:
+    def training_set(
+        context: dg.AssetExecutionContext, lake: Lake, compute: ComputeResource, **inputs: Any
+    ) -> Iterator[Any]:
+        if (model.compute or compute.kind) == SPARK:
+            yield from _joined_on_spark(context, model, lake, compute.address)
+            return
         cutoff = context.partition_time_window.start
         spine = known_by(inputs["spine"], cutoff, model.split.window)
         rows = point_in_time_rows(model, spine, inputs)
         if rows.is_empty():
-            raise dg.Failure(
-                f"{model.title} has no labelled event known by {cutoff:%Y-%m-%d}. "
-                f"Materialize {model.labels.title} and its features for the days before the cutoff.",
-                allow_retries=False,
-            )
+            raise nothing_known(model, cutoff)
         found = fallbacks.unaided(model, rows)
         judged = [proof(model, rows, spine, inputs), nothing_after(rows, cutoff), null_rates(found, model.inputs)]
-        yield from (spec.check_result(key, claim) for claim in judged)
-        if broken := [claim for claim in judged if claim.blocking and not claim.passed]:
-            raise dg.Failure(f"{model.title}: {'; '.join(claim.reason for claim in broken)}", allow_retries=False)
+        yield from _results(model, judged)
         version = spec.data_version(rows)
-        facts = {"dagster/row_count": rows.height, "content_hash": version.value, "cutoff": cutoff.isoformat()}
-        shares = fallbacks.numbers(fallbacks.in_training(model, rows))
-        yield dg.Output(rows, data_version=version, metadata={**facts, **shares})
+        facts = told(version.value, rows.height, cutoff, fallbacks.in_training(model, rows))
+        yield dg.Output(rows, data_version=version, metadata=facts)
 
     return training_set
+
+
+def _joined_on_spark(
+    context: dg.AssetExecutionContext, model: ModelPipeline, lake: Lake, address: str
+) -> Iterator[Any]:
+    from mlops_assets.on_spark.training_set import published
+
+    for given in published(context, model, lake, address):
+        if isinstance(given, dg.MaterializeResult):
+            yield given
+        else:
+            yield from _results(model, given)
+
+
+def _results(model: ModelPipeline, judged: Sequence[Claim]) -> Iterator[dg.AssetCheckResult]:
+    """The claims as results of checks; dg.Failure where one that blocks does not hold."""
+    yield from (spec.check_result(spec.link_key(model, LINK), claim) for claim in judged)
+    if broken := [claim for claim in judged if claim.blocking and not claim.passed]:
+        raise dg.Failure(f"{model.title}: {'; '.join(claim.reason for claim in broken)}", allow_retries=False)
+
+
+def told(content: str, rows: int, cutoff: datetime, shares: fallbacks.Shares) -> dict[str, Any]:
+    """What the asset says of a training set."""
+    facts = {"dagster/row_count": rows, "content_hash": content, "cutoff": cutoff.isoformat()}
+    return {**facts, **fallbacks.numbers(shares)}
+
+
+def nothing_known(model: ModelPipeline, cutoff: datetime) -> dg.Failure:
+    return dg.Failure(
+        f"{model.title} has no labelled event known by {cutoff:%Y-%m-%d}. "
+        f"Materialize {model.labels.title} and its features for the days before the cutoff.",
+        allow_retries=False,
+    )
 
 
 def known_by(spine: "pl.LazyFrame", cutoff: datetime, window: timedelta | None) -> "pl.LazyFrame":
@@ -140,30 +174,35 @@ def point_in_time_rows(
 
 def completed(model: ModelPipeline, joined: "pl.LazyFrame") -> "pl.LazyFrame":
     """The joined rows with cold starts filled in and on-demand features computed, by the endpoint's own rules."""
-    for item in model.selections:
-        if item.view.cold_start:
-            joined = _warmed(joined, item)
-    for selection in model.on_demand:
-        expressions = selection.view.expressions()
-        joined = joined.with_columns(expressions[name] for name in selection.features)
+    for step in completion(model):
+        joined = joined.with_columns(step)
     return joined
 
 
-def _warmed(joined: "pl.LazyFrame", item: StoredSelection) -> "pl.LazyFrame":
+def completion(model: ModelPipeline) -> "list[list[pl.Expr]]":
+    """What completes joined rows, each by itself: columns made side by side, step after step."""
+    warmed = [step for item in model.selections if item.view.cold_start for step in _warmed(item)]
+    computed = [
+        [expressions[name] for name in selection.features]
+        for selection in model.on_demand
+        if (expressions := selection.view.expressions())
+    ]
+    return [step for step in (*warmed, *computed) if step]
+
+
+def _warmed(item: StoredSelection) -> "list[list[pl.Expr]]":
     """Where the view showed no row, its stand-in's features; one that is null in a row that is there stays null."""
     import polars as pl
 
-    constant = constant_values(item.view)
-    if constant is not None:
-        fields = item.view.schema
-        joined = joined.with_columns(
-            pl.lit(constant.get(name), fields[name].polars).alias(cold_start_name(name)) for name in item.features
-        )
+    constant, fields = constant_values(item.view), item.view.schema
+    constants = [
+        pl.lit(constant.get(name), fields[name].polars).alias(cold_start_name(name))
+        for name in (item.features if constant is not None else ())
+        if constant is not None
+    ]
     cold = pl.col(_seen(item.view)).is_null()
-    return joined.with_columns(
-        cold.alias(cold_start_used(item.view)),
-        *(pl.when(cold).then(cold_start_name(name)).otherwise(name).alias(name) for name in item.features),
-    )
+    filled = [pl.when(cold).then(cold_start_name(name)).otherwise(name).alias(name) for name in item.features]
+    return [constants, [cold.alias(cold_start_used(item.view)), *filled]]
 
 
 def added_columns(model: ModelPipeline) -> list[str]:
@@ -217,14 +256,19 @@ def proof(
     expected = completed(model, joined.lazy()).collect()
     differing = [name for name in features if not sample[name].equals(expected[name], null_equal=True)]
     whole = events.sort().equals(rows[model.labels.key].sort())
+    return proof_of(sample.height, len(features), differing, rows.height, events.len(), whole)
+
+
+def proof_of(sampled: int, features: int, differing: Sequence[str], rows: int, events: int, whole: bool) -> Claim:
+    """The claim, counted; `whole`: the rows are those of the events."""
     return Claim(
         "point_in_time_proof",
         whole and not differing,
-        f"{sample.height} sampled rows, {len(features)} features: "
+        f"{sampled} sampled rows, {features} features: "
         + (f"{', '.join(differing)} differ from the naive join" if differing else "all equal to the naive join")
-        + f"; {rows.height} rows of {events.len()} events"
+        + f"; {rows} rows of {events} events"
         + ("" if whole else ", which are not the same ones"),
-        numbers={"rows": sample.height, "features": len(features)},
+        numbers={"rows": sampled, "features": features},
     )
 
 
@@ -239,19 +283,27 @@ def nothing_after(rows: "pl.DataFrame", cutoff: datetime) -> Claim:
     import polars as pl
 
     late = rows.filter((pl.col(EVENT_TIMESTAMP) >= cutoff) | (pl.col(KNOWN_AT) > cutoff))
-    example = f", e.g. {late.head(1).to_dicts()}" if late.height else ""
-    newest = rows[KNOWN_AT].max()
+    return nothing_after_of(late.height, late.head(1).to_dicts(), rows.height, rows[KNOWN_AT].max(), cutoff)
+
+
+def nothing_after_of(late: int, examples: Sequence[Any], rows: int, newest: object, cutoff: datetime) -> Claim:
+    """The claim, counted: `late` rows of `rows`."""
+    example = f", e.g. {examples}" if examples else ""
     return Claim(
         "nothing_after_the_cutoff",
-        late.is_empty(),
-        f"{late.height} of {rows.height} rows were not known by {cutoff.astimezone(UTC):%Y-%m-%d %H:%M} UTC{example}",
+        not late,
+        f"{late} of {rows} rows were not known by {cutoff.astimezone(UTC):%Y-%m-%d %H:%M} UTC{example}",
         numbers={"newest_label": str(newest)},
     )
 
 
 def null_rates(rows: "pl.DataFrame", inputs: tuple[str, ...]) -> Claim:
     """No input is null in nearly all rows; a view that is empty shows here, also where its cold start hides it."""
-    shares = {name: rows[name].null_count() / max(rows.height, 1) for name in inputs}
+    return null_rates_of({name: rows[name].null_count() / max(rows.height, 1) for name in inputs})
+
+
+def null_rates_of(shares: Mapping[str, float]) -> Claim:
+    """The claim, counted: the share of nulls of each input."""
     missing = {name: f"{share:.0%}" for name, share in shares.items() if share > 0.9}
     return Claim(
         "null_rates",
