@@ -32,6 +32,7 @@ Context = OpExecutionContext | AssetExecutionContext
 POLL_SECONDS = 1.0
 API_SECONDS = 60.0  # an API server is away for so long while it is replaced
 LOG_SECONDS = 90.0  # for the last lines of a container that ended: longer than a stream that fell silent is waited for
+WORDS_SECONDS = 5.0  # for the last words of one that was lost
 GRACE_SECONDS = 5  # between SIGTERM and SIGKILL
 GONE_SECONDS = 30.0  # a node that is gone never says that its pod is
 MISSING, TROUBLE = 404, 500
@@ -166,7 +167,8 @@ class Watch:
 
     def _tell(self, seen: Fate) -> None:
         """Each change, once, in the run's log."""
-        said = f"waits: {seen.loss.cause if seen.loss else seen.why}" if seen.step == "waits" else seen.step
+        why = seen.loss.cause if seen.loss else seen.why
+        said = f"{seen.step}: {why}" if why else seen.step
         if said != self.said:
             self.context.log.info("Pod %s %s", self.pod, said)
         self.said = said
@@ -216,9 +218,14 @@ class WatchedPipesK8sClient(PipesK8sClient):
 
     def _follow(self, pod: Pod, context: Context) -> None:
         reading: _Reading | None = None
-        for seen in Watch(pod, self._start_within, context).steps():
-            if reading is None and seen.step != "waits":
-                reading = _Reading.begin(self.message_reader, context, pod)
+        try:
+            for seen in Watch(pod, self._start_within, context).steps():
+                if reading is None and seen.step != "waits":
+                    reading = _Reading.begin(self.message_reader, context, pod)
+        except PodLostError:
+            if reading:
+                reading.join(WORDS_SECONDS)
+            raise
         if reading and not reading.finished():
             context.log.warning("The log of pod %s could not be read to its end: %s", pod, reading.problem)
 

@@ -244,6 +244,7 @@ def cluster(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.setattr(watchdog, "POLL_SECONDS", 0.05)
     monkeypatch.setattr(watchdog, "API_SECONDS", 1.0)
     monkeypatch.setattr(watchdog, "GONE_SECONDS", 2.0)
+    monkeypatch.setattr(watchdog, "WORDS_SECONDS", 1.0)
     monkeypatch.setattr(fate, "CONTAINER_SECONDS", 0.3)
     monkeypatch.setattr(fate, "NODE_SECONDS", 0.3)
     with serving() as (api, address):

@@ -112,11 +112,10 @@ def test_work_that_is_lost_is_reported_with_its_cause(do: Do, cluster: Api, tmp_
         within(60, lambda: do(f"{ERRANDS}:tell_and_wait", {"path": str(tmp_path / "pid")}))
 
 
-def test_work_that_dies_by_itself_is_reported_with_its_exit_code(do: Do, cluster: Api) -> None:
-    with pytest.raises(WorkerLostError, match="ended with exit code 3"):
-        do(f"{ERRANDS}:leave", {"code": 3})
+def test_work_that_dies_by_itself_is_reported_with_its_signal_and_last_words(do: Do, cluster: Api) -> None:
     with pytest.raises(WorkerLostError, match=r"was killed by SIGKILL \(exit code 137\)"):
-        do(f"{ERRANDS}:die", {"signal": signal.SIGKILL})
+        do("tests.resources.kubernetes.errands:say_and_die", {"say": "the disk is full"})
+    assert any("the disk is full" in line for line in do.told)  # type: ignore[attr-defined]
 
 
 def unschedulable(_api: Api, pod: Pod) -> None:
@@ -176,6 +175,15 @@ def test_a_machine_that_is_taken_away_is_replaced(do: Do, cluster: Api, tmp_path
     assert any("PreemptionByScheduler" in line and "begun again" in line for line in do.told)  # type: ignore[attr-defined]
 
 
+def test_a_pod_that_nobody_removes_is_waited_for_only_so_long(do: Do, cluster: Api) -> None:
+    """A node that is gone never says that its pod has ended, and Kubernetes keeps it in its list."""
+    cluster.keeps_deleted = True
+    lost = runs_until(lambda _api, pod: pod.body["status"].update(phase="Unknown", reason="NodeLost"))
+    cluster.lives += [lost, works]
+    assert do(retries=1) == {"rows": 3}
+    assert len(cluster.pods) == 2
+
+
 def test_a_blip_of_the_api_is_not_the_end(do: Do, cluster: Api) -> None:
     """A server that is replaced answers 503 for a moment, and the pod is as it was."""
 
@@ -211,6 +219,7 @@ def test_a_pod_that_is_removed_as_soon_as_it_ended_has_ended(do: Do, cluster: Ap
 def test_a_log_that_may_not_be_read_is_named(do: Do, cluster: Api) -> None:
     """Without it there is no result; the run says why."""
     cluster.refuses["/log"] = RefusedError(403, "pods/log is forbidden")
+    cluster.lives.append(runs_until(stays("Succeeded", {"terminated": {"exitCode": 0}})))
     with pytest.raises(WorkerLostError, match="ended without a result"):
         do()
     assert any("could not be read to its end" in line and "403" in line for line in do.told)  # type: ignore[attr-defined]
@@ -229,7 +238,7 @@ def test_a_worker_with_other_packages_is_refused_before_it_begins(do: Do, cluste
 
 
 def test_a_run_that_is_cancelled_leaves_no_pod(do: Do, cluster: Api, tmp_path: Path) -> None:
-    cluster.lives.append(works_until(lambda _api, _pod: os.kill(os.getpid(), signal.SIGINT)))
+    cluster.lives.append(runs_until(lambda _api, _pod: os.kill(os.getpid(), signal.SIGINT)))
     with pytest.raises(DagsterExecutionInterruptedError):
         do(f"{ERRANDS}:tell_and_wait", {"path": str(tmp_path / "pid")})
     assert all("deletionTimestamp" in pod.body["metadata"] for pod in cluster.pods.values())
