@@ -96,6 +96,29 @@ def test_a_loop_is_seen_while_it_runs(store: MlflowResource) -> None:
         until(lambda: history(store, run_id, "loss") == [(0, 1.0)])
 
 
+def test_what_is_asked_meanwhile_is_asked_again_and_hinders_nothing(
+    store: MlflowResource, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Trials are told while they end; that MLflow refuses one is a line of the log, and the points go on."""
+    run_id, trial = new_run(store), {"params": {}, "value": 0.7, "state": "COMPLETE", "seconds": 1.0}
+    experiment, asked = store.experiment("flights/late"), list[float]()
+
+    def meanwhile() -> None:
+        asked.append(time.monotonic())
+        if len(asked) == 1:
+            store.client().get_run("nobody's")
+        store.log_trials(run_id, "auc", [trial | {"number": 0, "started_at": "2013-04-01T00:00:00+00:00"}])
+
+    def children() -> int:
+        return len(store.client().search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'"))
+
+    with store.loop(run_id, every=0.05, meanwhile=meanwhile) as log:
+        until(lambda: len(asked) > 3 and children() == 1)
+        log(0, loss=1.0)
+        until(lambda: history(store, run_id, "loss") == [(0, 1.0)])
+    assert children() == 1 and "MLflow was not told meanwhile" in caplog.text
+
+
 def test_a_killed_process_loses_no_point(store: MlflowResource) -> None:
     """kill -9 in the middle of a loop of which nothing was delivered: another process delivers every step, once."""
     run_id = new_run(store)
