@@ -12,7 +12,7 @@ from resources.kubernetes.cluster import SETTINGS
 from resources.kubernetes.owned import owner
 from resources.kubernetes.owned import platform as platform_of
 from tests.conftest import FIRST_CUTOFF, Platform
-from tests.resources.kubernetes.api_server import configured, serving
+from tests.resources.kubernetes.api_server import configured, dies, serving, works_until
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -26,16 +26,21 @@ def curves(platform: Platform, run: Any) -> dict[str, list[float]]:
     return {name: [point.value for point in mlflow.metric_history(run.info.run_id, name)] for name in sorted(told)}
 
 
+@pytest.mark.timeout(600)  # it trains three times, in processes that load everything anew
 def test_a_model_trained_in_a_pod_is_the_same_byte_for_byte(
     platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its files, its trials, and the score of each round in MLflow; its log lines are in the run."""
+    """Its files, its trials, and the score of each round in MLflow; its log lines are in the run.
+
+    Also when its first machine is taken away in the middle.
+    """
     with serving() as (api, address):
         monkeypatch.setenv(SETTINGS, str(configured(tmp_path, address, platform.home)))
-        there = platform.declared(compute="kubernetes", resources=Resources(cpus=2, memory_gb=2))
+        api.lives.append(works_until(dies(conditions=[{"type": "DisruptionTarget", "status": "True"}])))
+        there = platform.declared(compute="kubernetes", resources=Resources(cpus=2, memory_gb=2, retries=1))
         ran = there.train(FIRST_CUTOFF)
         assert ran.ok, ran.trouble
-    (pod,) = api.created
+    _, pod = api.created
     wanted = owner(ran.result.run_id, platform_of(platform.instance), None)
     assert wanted.items() <= pod["metadata"]["labels"].items()
     assert pod["metadata"]["labels"]["mlops/asset"] == "flights.late_arrival.candidate"
@@ -49,3 +54,4 @@ def test_a_model_trained_in_a_pod_is_the_same_byte_for_byte(
     assert len(scores[0]) == len(scores[1]) == 2
     logged = [entry.user_message for entry in platform.instance.all_logs(ran.result.run_id)]
     assert any("on the holdout" in line for line in logged)
+    assert any("was taken off its node" in line for line in logged)
