@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from resources.hardware import this_machine
+from resources.hardware import Device, this_machine
 from resources.hardware.usage import EVERY_SECONDS, metered
 
 
@@ -28,6 +28,16 @@ def test_a_busy_block_that_holds_memory_is_seen() -> None:
     assert busy.cpu_seconds >= EVERY_SECONDS
     assert told["hardware/cpu_percent"] == pytest.approx(100 * busy.cpu_seconds / busy.seconds)
     assert "hardware/gpu_percent" not in told  # a CPU has none
+
+
+def test_a_gpu_that_cannot_be_looked_at_is_said_once_and_costs_no_training(caplog: pytest.LogCaptureFixture) -> None:
+    """The driver may be gone for a moment, or a slice tell nothing: the other numbers are still there."""
+    gone = Device("cuda", "a GPU that is not there", 80.0, uuid="GPU-none")
+    with metered(gone) as usage:
+        time.sleep(1.5 * EVERY_SECONDS)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "a GPU that is not there, 80 GB could not be looked at, and is not again" in caplog.text
+    assert usage.metrics["hardware/peak_memory_gb"] > 0 and "hardware/gpu_percent" not in usage.metrics
 
 
 def test_the_watching_ends_with_the_work_also_when_it_fails() -> None:
