@@ -26,7 +26,7 @@ def gpus(environment: Mapping[str, str] = os.environ) -> tuple[tuple[Device, ...
     except pynvml.NVMLError as problem:
         return (), f"no NVIDIA driver answers ({problem})"
     if there and not found:
-        return (), f"{VISIBLE}={environment[VISIBLE]!r} hides every GPU"
+        return (), f"{VISIBLE}={environment[VISIBLE]!r} hides every GPU; a cluster gives none to who asks for none"
     return found, "" if found else "the NVIDIA driver names no GPU"
 
 
