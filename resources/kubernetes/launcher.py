@@ -16,7 +16,7 @@ from dagster_k8s.container_context import K8sContainerContext
 from dagster_k8s.job import UserDefinedDagsterK8sConfig, get_user_defined_k8s_config
 from kubernetes.utils.quantity import parse_quantity
 
-from resources.kubernetes.owned import owner, platform
+from resources.kubernetes.owned import TEAM, label, owner, platform
 from resources.kubernetes.pods import CONFIG, RETRIES
 
 MAX_RETRIES = "dagster/max_retries"
@@ -53,8 +53,10 @@ class DeclaredRunLauncher(K8sRunLauncher):
         return [step.tags or {} for step in plan.steps if step.key in wanted]
 
     def _owner(self, run: dg.DagsterRun) -> dict[str, str]:
+        """The asset where it is one, the team where they are all of one."""
         keys = sorted(run.asset_selection or (), key=lambda key: key.path)
-        return owner(run.run_id, platform(self._instance), keys[0] if len(keys) == 1 else None)
+        teams = {TEAM: label(keys[0].path[0])} if len({key.path[0] for key in keys}) == 1 else {}
+        return owner(run.run_id, platform(self._instance), keys[0] if len(keys) == 1 else None) | teams
 
 
 def together(told: Iterable[UserDefinedDagsterK8sConfig]) -> K8sContainerContext:

@@ -117,6 +117,8 @@ def test_of_several_models_in_one_run_the_largest_counts(launched: Launched) -> 
     one, other = (small_model().with_(name=name) for name in ("one", "other"))
     job = launched(one.with_(resources=cores), other.with_(resources=memory))
     assert work(job)["resources"]["limits"] == {"cpu": "8000m", "memory": "32768Mi"}
+    labels = job["spec"]["template"]["metadata"]["labels"]
+    assert labels["mlops/team"] == "flights" and "mlops/asset" not in labels
     assert launched.tags["dagster/max_retries"] == "2"  # type: ignore[attr-defined]
 
 
