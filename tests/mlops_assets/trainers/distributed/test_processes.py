@@ -49,7 +49,7 @@ def workers(of: psutil.Process | None = None) -> list[psutil.Process]:
     return [one for one in (of or psutil.Process()).children(recursive=True) if WORKER in one.cmdline()]
 
 
-def gone(processes: list[psutil.Process], within: float = 15.0) -> bool:
+def gone(processes: list[psutil.Process], within: float = 60.0) -> bool:
     return not psutil.wait_procs(processes, timeout=within)[1]
 
 
