@@ -122,23 +122,26 @@ def _frames(context: dg.AssetExecutionContext, model: ModelPipeline, lake: Lake)
 
 def _completed(model: ModelPipeline, joined: DataFrame) -> DataFrame:
     """The rows with what each makes of itself, by expressions of Polars, a batch at a time where they are."""
+    from pyspark.sql.pandas.types import to_arrow_schema
+    from pyspark.sql.types import StructType
+
     from resources.spark.point_in_time import quoted
 
     steps, fields = completion(model), columns_of(model)
     if not steps:
         return joined.select(*map(quoted, fields))
-    schema = ", ".join(f"{quoted(name)} {TYPES[field.dtype]}" for name, field in fields.items())
+    schema = StructType.fromDDL(", ".join(f"{quoted(name)} {TYPES[field.dtype]}" for name, field in fields.items()))
+    arrow = to_arrow_schema(schema, timezone="UTC")
 
     def complete(batches: Any) -> Any:
         import polars as pl
-        import pyarrow as pa
 
         for batch in batches:
             rows: Any = pl.from_arrow(batch)
             for step in steps:
                 rows = rows.with_columns(step)
             made = rows.select(pl.col(name).cast(field.polars) for name, field in fields.items())
-            yield from pa.Table.to_batches(made.to_arrow(compat_level=pl.CompatLevel.oldest()))
+            yield from made.to_arrow(compat_level=pl.CompatLevel.oldest()).cast(arrow).to_batches()
 
     return joined.mapInArrow(complete, schema)
 

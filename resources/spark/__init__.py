@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
 from typing import TYPE_CHECKING, Any, Self
@@ -87,12 +90,26 @@ def _started(where: str) -> SparkSession:
     for name, value in {**SETTINGS, **(_on_this_machine() if _is_here(where) else {})}.items():
         builder = builder.config(name, value)
     try:
-        started: SparkSession = builder.getOrCreate()
+        with _signals_as_they_are():
+            started: SparkSession = builder.getOrCreate()
     except Exception as problem:  # a master that answers, and turns us away: Java's errors reach us as one of Py4J's
         if where.startswith("spark://"):
             raise ClusterUnreachableError.of(where, str(problem).splitlines()[0]) from problem
         raise
     return started
+
+
+@contextmanager
+def _signals_as_they_are() -> Iterator[None]:
+    """Spark takes SIGINT when it starts; it is Dagster's, which ends the run by it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 SETTINGS = {
