@@ -37,6 +37,7 @@ from resources.environment import QUIET, home
 
 OBJECT_STORE_BYTES = 256 << 20  # data goes by path: what a cluster of our own keeps in memory is little
 REACHED_WITHIN = 5.0  # seconds
+STARTS = 3  # Ray takes a machine that is too busy to start its agents in 15 seconds for a broken one
 TAIL = 100_000  # letters of what a process wrote: its last words are among them
 OURS = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's word for "listen on the loopback alone"
@@ -157,10 +158,14 @@ def _connected(address: str, work: Work) -> Iterator[None]:
         yield
         return
     with ExitStack() as stack, _signals_as_they_are():
-        try:
-            ray.init(configure_logging=False, **({"address": address} if address else stack.enter_context(_new())))
-        except Exception as problem:  # Ray raises this class itself, besides a dozen others
-            raise (unreachable(work, address, problem) if address else _unstarted(work, problem)) from problem
+        settings = {"address": address} if address else stack.enter_context(_new())
+        for left in range(0 if address else STARTS - 1, -1, -1):
+            try:
+                ray.init(configure_logging=False, **settings)
+                break
+            except Exception as problem:  # Ray raises this class itself, besides a dozen others
+                if not left:
+                    raise (unreachable(work, address, problem) if address else _unstarted(work, problem)) from problem
         stack.callback(ray.shutdown)
         lives = stack.pop_all()
     with lives:

@@ -128,3 +128,10 @@ def _command(process: Any) -> list[str]:
         return list(process.cmdline())
     except (psutil.NoSuchProcess, psutil.ZombieProcess):
         return []
+
+
+def wait_at_first(arguments: Arguments) -> Arguments:
+    begun = _count(arguments)
+    if begun == 1:
+        time.sleep(600)
+    return {"begun": begun}
