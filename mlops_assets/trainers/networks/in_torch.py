@@ -15,7 +15,7 @@ def module(network: Network) -> Any:
     import torch
 
     image, parts = network.preparation.image, list[Any]()
-    if image:
+    if image and network.layers[0].convolves:
         height, width, planes = image
         parts.append(torch.nn.Unflatten(1, (planes, height, width)))
     for place, layer in enumerate(network.layers):

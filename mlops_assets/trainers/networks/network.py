@@ -203,6 +203,9 @@ def _document(path: Path) -> dict[str, Any]:
     if set(document) != {*words} or document["task"] not in TASKS:
         raise UnsafeModelFileError.of(path, ", ".join(words), ", ".join(document))
     image, channels = document.get("image", [1, 1, document["columns"]]), document.get("channels", [])
+    lists = (document["hidden"], image, channels)
+    if not all(isinstance(one, list) for one in lists):
+        raise UnsafeModelFileError.of(path, "hidden, image and channels as lists", str(lists))
     sizes = [document["columns"], document.get("classes", 1), *document["hidden"], *image, *channels]
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise UnsafeModelFileError.of(path, "whole sizes above 0", str(sizes))
