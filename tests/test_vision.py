@@ -60,6 +60,8 @@ def story(empty_platform: Platform) -> Iterator[Story]:
         story.ran["tables"] = platform.fill("2024-01-01", "2024-01-25")
         story.ran["digit"] = platform.train(CUTOFF)
         story.ran["digit_mlx"] = replace(empty_platform, model=digit_mlx).train(CUTOFF)
+        for name, ran in story.ran.items():
+            assert ran.ok, f"{name}: {ran.trouble}"
         with platform.endpoint() as endpoint:
             asked(story, endpoint)
         for day in (CALM, INVERTED):

@@ -8,7 +8,15 @@ from feature_assets.vision.digits import HEIGHT, OWNERS, WIDTH, digits, weekly
 from mlops_assets import Gate, ModelPipeline, Monitor, TimeSplit
 from mlops_assets.trainers import MLXImageClassifier, TorchImageClassifier
 
-NET = {"image": (HEIGHT, WIDTH), "channels": (16, 32), "hidden": (64,), "learning_rate": 0.003, "epochs": 30}
+NET = {
+    "image": (HEIGHT, WIDTH),
+    "channels": (32, 64),
+    "hidden": (128,),
+    "learning_rate": 0.002,
+    "weight_decay": 0.05,
+    "epochs": 30,
+}
+
 
 digit = ModelPipeline(
     name="digit",
