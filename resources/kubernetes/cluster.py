@@ -103,7 +103,7 @@ class Cluster:
         with told(f"context {self.context or 'current'}, {self.kubeconfig or 'default configuration'}"):
             self.configure()
             impatient = kubernetes.client.Configuration.get_default_copy()
-            impatient.retries = False
+            impatient.retries = 0  # with False, the client fails over its own words for a broken TLS
             once = kubernetes.client.ApiClient(impatient)
             kubernetes.client.VersionApi(once).get_code(_request_timeout=SECONDS)
         return kubernetes.client.CoreV1Api()
@@ -144,7 +144,8 @@ def told(where: str) -> Iterator[None]:
         yield
     except kubernetes.config.ConfigException as problem:
         fix = f"Name a kubeconfig and its context in the file that {SETTINGS} names, or in KUBECONFIG."
-        raise ClusterError.of(f"there is no configuration of a cluster ({where}): {problem}", fix) from problem
+        why = str(problem).rstrip(".")
+        raise ClusterError.of(f"there is no configuration of a cluster ({where}): {why}", fix) from problem
     except HTTPError as problem:
         host = kubernetes.client.Configuration.get_default_copy().host
         fix = "Look whether it is up (`kubectl version`) and whether this machine may reach it."

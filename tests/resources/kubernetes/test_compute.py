@@ -255,11 +255,24 @@ def changed(**settings: Any) -> None:
     path.write_text(yaml.safe_dump({name: value for name, value in told.items() if value is not None}))
 
 
-def test_a_cluster_that_cannot_be_reached_is_named_within_seconds(do: Do, cluster: Api, tmp_path: Path) -> None:
-    nobody = tmp_path / "kubeconfig.yaml"
-    config = yaml.safe_load(nobody.read_text())
-    config["clusters"][0]["cluster"]["server"] = address = f"http://127.0.0.1:{free_port()}"
-    nobody.write_text(yaml.safe_dump(config))
+def at(kubeconfig: Path, change: Callable[[str], str]) -> str:
+    """Have the kubeconfig name another address; that address."""
+    config = yaml.safe_load(kubeconfig.read_text())
+    entry = config["clusters"][0]["cluster"]
+    entry["server"] = change(entry["server"])
+    kubeconfig.write_text(yaml.safe_dump(config))
+    return str(entry["server"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda _: f"http://127.0.0.1:{free_port()}", lambda address: address.replace("http:", "https:")],
+    ids=["nobody there", "no TLS there"],
+)
+def test_a_cluster_that_cannot_be_reached_is_named_within_seconds(
+    do: Do, cluster: Api, tmp_path: Path, change: Callable[[str], str]
+) -> None:
+    address = at(tmp_path / "kubeconfig.yaml", change)
     with pytest.raises(NoWorkerError, match=f"{address}.*does not answer.*kubectl version"):
         within(30, do)
     assert not cluster.created
