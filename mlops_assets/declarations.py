@@ -34,6 +34,7 @@ ANSWER = (
     *("model", "request_id", PREDICTION, CONFIDENCE, "release", "version", "variant", "fallbacks", "outputs"),
     *("at", "logged_at", "writer", "seq", "latency_ms", "event_times", "instead_of"),
 )
+CLUSTERS = ("ray", "kubernetes")  # they hide every GPU from whoever asks for none
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 Task = Literal["classification", "multiclass", "regression"]
 WithoutStore = Literal["refuse", "fall back"]
@@ -970,6 +971,14 @@ class ModelPipeline:
                 self.accelerator,
                 f"auto, {', '.join(self.trainer.accelerators)}: what {type(self.trainer).__name__} can use",
                 "Choose one of them, or another trainer.",
+            )
+        if self.accelerator == "cuda" and self.compute in CLUSTERS and not self.resources.gpus:
+            raise DeclarationError.of(
+                self.title,
+                "resources.gpus",
+                0,
+                f"1 or more where accelerator is 'cuda' and compute is {self.compute!r}, which gives none unasked",
+                "Say resources=Resources(gpus=1).",
             )
 
     def _validate_search(self) -> None:
