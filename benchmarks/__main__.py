@@ -30,6 +30,7 @@ NAMES = (
     "push",
     "checkpoints",
     "search",
+    "compute",
     "networks",
     "distributed",
     "spark",
