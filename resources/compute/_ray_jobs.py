@@ -8,6 +8,7 @@ from __future__ import annotations
 import secrets
 import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import dagster as dg
@@ -32,11 +33,14 @@ def run(work: Work, address: str) -> dict[str, Any]:
     ) as session:
         job = f"mlops-{secrets.token_hex(8)}"
         client.submit_job(submission_id=job, **_submitted(work, session))
-        session.report_launched({"extras": {"ray_job_id": job, "ray_address": client.get_address()}})
         try:
-            details = _await(work, client, job)
-        except BaseException:  # the run was ended, or nothing came of it: so is its job
-            client.stop_job(job)
+            _await_a_place(work, client, job)
+            # only now: its reader would follow a job that never begins for ever
+            session.report_launched({"extras": {"ray_job_id": job, "ray_address": client.get_address()}})
+            details = _ended(work, client, job)
+        except BaseException:  # the run was ended, or nothing came of it: so is its job, at the latest when it begins
+            with suppress(ConnectionError, RuntimeError):  # of a cluster that is gone
+                client.stop_job(job)
             raise
     if details.status == "SUCCEEDED":
         return answer(work, session.get_custom_messages())
@@ -65,23 +69,33 @@ def _submitted(work: Work, session: Any) -> dict[str, Any]:
     }
 
 
-def _await(work: Work, client: Any, job: str) -> Any:
-    """What Ray says of the job once it has ended. NoWorkerError where it got no place in time."""
-    begun = heard = time.monotonic()
-    patience = work.resources.get("start_within_seconds", float("inf"))
+def _await_a_place(work: Work, client: Any, job: str) -> None:
+    """Until the job has begun. NoWorkerError where it got no place in time."""
+    patience = time.monotonic() + work.resources.get("start_within_seconds", float("inf"))
+    while (details := _asked(work, client, job)).status == "PENDING":
+        if time.monotonic() > patience:
+            busy = f"none of the cluster became free in time: {details.message}"
+            raise NoWorkerError.of(work.entrypoint, busy, "Ask for less, or declare a longer start_within.")
+        time.sleep(POLL)
+
+
+def _ended(work: Work, client: Any, job: str) -> Any:
+    """What Ray says of the job once it has ended."""
+    while not (details := _asked(work, client, job)).status.is_terminal():
+        time.sleep(POLL)
+    return details
+
+
+def _asked(work: Work, client: Any, job: str) -> Any:
+    """What Ray says of the job now; WorkerLostError where it has said nothing for long."""
+    given_up = time.monotonic() + GIVEN_UP
     while True:
         try:
-            details, heard = client.get_job_info(job), time.monotonic()
+            return client.get_job_info(job)
         except (ConnectionError, RuntimeError) as problem:
-            if time.monotonic() - heard > GIVEN_UP:
+            if time.monotonic() > given_up:
                 lost = f"was lost with its cluster ({problem})"
                 raise WorkerLostError.of(work.entrypoint, lost, "See the cluster; run it again.") from problem
-        else:
-            if details.status.is_terminal():
-                return details
-            if details.status == "PENDING" and time.monotonic() - begun > patience:
-                busy = f"none of the cluster became free in time: {details.message}"
-                raise NoWorkerError.of(work.entrypoint, busy, "Ask for less, or declare a longer start_within.")
         time.sleep(POLL)
 
 

@@ -340,8 +340,15 @@ def _noted(worker: str, within: float = 3.0) -> tuple[str, str]:
         table = map(gcs_pb2.WorkerTableData.FromString, accessor.get_worker_table())
         row = next((one for one in table if one.worker_address.worker_id.hex() == worker), None)
         if row is not None and not row.is_alive:
-            output = Path(row.worker_info["stderr_file"].decode())
-            written = output.read_text(errors="replace")[-TAIL:] if output.is_file() else ""
-            return str(row.exit_detail).split(" Some common causes")[0].rstrip("."), written
+            written = next(_logs().glob(f"worker-{worker}-*.err"), None)
+            output = written.read_text(errors="replace")[-TAIL:] if written else ""
+            return str(row.exit_detail).split(" Some common causes")[0].rstrip("."), output
         time.sleep(0.1)
     return "nothing of it", ""
+
+
+def _logs() -> Path:
+    """Where the processes of this machine write, for the cluster that this one is connected to."""
+    from ray._private import worker
+
+    return Path(worker._global_node.get_logs_dir_path())  # noqa: SLF001
