@@ -109,6 +109,11 @@ class Task:
         seed: int = self.arguments["search"]["seed"]
         return seed
 
+    @property
+    def search(self) -> dict[str, Any]:
+        """As `_search_document` says it; records of before there were workers do not name them."""
+        return {"workers": 1, "prune": None, "over": "auto", **self.arguments["search"]}
+
     def x(self, frame: pl.DataFrame) -> np.ndarray:
         return self.schema.encode_frame(frame)
 
@@ -251,7 +256,7 @@ def _trained(task: Task, out: Path) -> dict[str, Any]:
     metric, rows = METRICS[arguments["metric"]], {name: part.height for name, part in task.parts.by_name.items()}
     logger.info("%s: %s rows, %s inputs, %s", arguments["model"], rows, len(task.schema.columns), task.trainer)
     there = There("mlops_assets.training:tried", {"training": arguments, "made_from": task.made_from})
-    found = best_trial(arguments["search"], metric, partial(_judge, task), there, out / TRIALS)
+    found = best_trial(task.search, metric, partial(_judge, task), there, out / TRIALS)
     best = found.best
     searched = time.monotonic()
     model = task.fit("final", task.parts.learnable, best.params | best.learned)
@@ -333,7 +338,7 @@ def tried(given: Mapping[str, Any]) -> dict[str, Any]:
     training, asked = given["arguments"]["training"], Asked(**given["trial"])
     task = _task(json.dumps(training), json.dumps(given["arguments"]["made_from"]))
     metric, journal = METRICS[training["metric"]], Path(training["out"]) / TRIALS
-    return tried_here(asked, training["search"], metric, partial(_judge, task), journal)
+    return tried_here(asked, task.search, metric, partial(_judge, task), journal)
 
 
 @lru_cache(1)

@@ -60,7 +60,7 @@ def hands(
     search: Mapping[str, Any], here: Callable[[Asked], Line], there: There, write: Callable[[Line], None]
 ) -> Iterator[Begin]:
     """As many as the search has workers; `write` is given each line. What still runs when the block ends is ended."""
-    if search["workers"] == 1:
+    if search["workers"] == 1 or search["trials"] == 1 or not search["space"]:
         yield lambda asked: partial(_by_itself, here, asked, write)
         return
     shared = _Shared(_workers(search, there), search["workers"], write)

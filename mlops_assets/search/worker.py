@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping
@@ -33,6 +34,7 @@ class _Kept(logging.Handler):
 
 def main() -> None:
     end_with(os.getppid())
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches all of a terminal's processes: who asked ends us
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     for request in sys.stdin:

@@ -247,7 +247,43 @@ def test_over_ray_without_ray_is_refused_before_a_trial(tmp_path: Path) -> None:
     assert not lines(tmp_path / "trials.jsonl")
 
 
+def test_one_trial_asks_for_no_worker(tmp_path: Path) -> None:
+    """Without a space, or with one trial, there is nothing to share, and the trainer's own parameters are judged."""
+    for search in (searching(workers=2, trials=1), searching(workers=2, space={})):
+        asked: list[Asked] = []
+
+        def judge(one: Asked, _: Watch | None, asked: list[Asked] = asked) -> Judged:
+            asked.append(one)
+            return Judged(one.params, {}, {"roc_auc": 0.5})
+
+        there = There("nowhere:at_all", {})
+        found = best_trial(search, METRICS["roc_auc"], judge, there, tmp_path / f"{search['trials']}.jsonl")
+        assert found.document["trials"] == 1 and asked == [Asked(0, {}, 0)]
+
+
+def test_who_is_interrupted_leaves_no_worker(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """By a Ctrl-C, which a terminal sends to the workers too: they end in silence, with the one who asked."""
+    journal = tmp_path / "trials.jsonl"
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER.format(search=searching(workers=2), journal=str(journal), naps={"0": 9.0})],
+        start_new_session=True,
+    )
+    wait_for(lambda: len(workers()) == 2 and journal.with_suffix(".begun").exists())
+    os.killpg(driver.pid, signal.SIGINT)
+    assert driver.wait(150) != 0 and not workers()
+    told = capfd.readouterr().err
+    assert told.count("KeyboardInterrupt") == 1
+
+
 # -- broken off
+
+DRIVER = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from pathlib import Path
+import test_search
+test_search.searched({{search!r}}, Path({{journal!r}}), naps={{naps!r}})
+"""
 
 
 @pytest.mark.parametrize("prune", [None, "median"])
@@ -255,13 +291,7 @@ def test_a_killed_search_goes_on_to_the_same_end(prune: str | None, tmp_path: Pa
     """By SIGKILL, with trials running: its workers end with it, what ended is not run again, nothing is doubled."""
     journal, whole = tmp_path / "trials.jsonl", tmp_path / "whole.jsonl"
     search, naps = searching(workers=2, trials=14, prune=prune), {"0": 0.4, "1": 0.2}
-    code = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from pathlib import Path
-import test_search
-test_search.searched({search!r}, Path({str(journal)!r}), naps={naps!r})
-"""
+    code = DRIVER.format(search=search, journal=str(journal), naps=naps)
     driver = subprocess.Popen([sys.executable, "-c", code])
     wait_for(lambda: len(journalled(journal)) >= 5)
     driver.kill()
@@ -271,12 +301,12 @@ test_search.searched({search!r}, Path({str(journal)!r}), naps={naps!r})
     before = begun(journal)
     assert 5 <= len(kept) < 14 and len(before) > len(kept)
     found = searched(search, journal)
-    assert lines(journal) == lines(whole) if searched(search, whole).best == found.best else False
+    assert searched(search, whole).best == found.best and lines(journal) == lines(whole)
     again = [number for number in range(14) if begun(journal).count(number) > 1]
     assert again == sorted(set(before) - set(kept)) and found.document["before"] == len(kept)
 
 
-def wait_for(what: Any, seconds: float = 60) -> None:
+def wait_for(what: Any, seconds: float = 150) -> None:
     end = time.monotonic() + seconds
     while not what():
         assert time.monotonic() < end

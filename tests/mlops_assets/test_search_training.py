@@ -158,6 +158,15 @@ def test_over_processes_is_what_auto_finds_here(whole: Path, tmp_path: Path) -> 
     assert made(tmp_path) == made(whole)
 
 
+def test_a_record_that_names_no_workers_is_of_one(tmp_path: Path) -> None:
+    """What was trained before a search had workers can be made again."""
+    one, other = (arguments(tmp_path / name, Search(trials=2, space=SPACE)) for name in ("one", "other"))
+    for name in ("workers", "prune", "over"):
+        del other["search"][name]
+    assert train(one)["search"]["workers"] == train(other)["search"]["workers"] == 1
+    assert made(tmp_path / "one") == made(tmp_path / "other")
+
+
 # -- the scores of the rounds
 
 
