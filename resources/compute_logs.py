@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from dagster._serdes import ConfigurableClassData
 from dagster_aws.s3.compute_log_manager import S3ComputeLogManager
 
-from resources.environment import S3, settings
+from resources.environment import S3, address
 
 OURS = ("bucket", "prefix")
 FOLDER = "compute_logs"
@@ -30,7 +30,7 @@ class S3ComputeLogs(S3ComputeLogManager):
 
     @classmethod
     def from_config_value(cls, inst_data: ConfigurableClassData | None, config_value: Mapping[str, Any]) -> Self:
-        store = urlsplit(settings()[S3.variable])
+        store = urlsplit(address(S3))
         prefix = f"{store.path}/{FOLDER}".lstrip("/")
         beside = {"local_dir": tempfile.gettempdir(), **config_value}  # Dagster's own does not ask TMPDIR
         return cls(inst_data=inst_data, bucket=store.netloc, prefix=prefix, **beside)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING
 
-from resources.environment import DEPLOYED, POSTGRES, environment, home, settings
+from resources.environment import DEPLOYED, POSTGRES, address, environment, home
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine, MetaData
@@ -25,7 +25,7 @@ LOCK_SECONDS = 30.0
 def database_url() -> str:
     """Where the tables are; it may hold a password."""
     if environment() in DEPLOYED:
-        return settings()[POSTGRES.variable]
+        return address(POSTGRES)
     home().mkdir(parents=True, exist_ok=True)
     return f"sqlite:///{home() / 'platform.db'}"
 

@@ -111,6 +111,13 @@ def settings() -> dict[str, str]:
     return {setting.variable: os.environ[setting.variable].rstrip("/") for setting in SETTINGS}
 
 
+def address(setting: Setting) -> str:
+    """One of them, for a process that is given no others. Raises MissingSettingsError."""
+    if not setting.fits:
+        raise MissingSettingsError.of([setting])
+    return os.environ[setting.variable].rstrip("/")
+
+
 def redis_url() -> str | None:
     """The Redis of a deployed environment; None where everything is embedded."""
     return settings()[REDIS.variable] if environment() in DEPLOYED else None
@@ -219,13 +226,13 @@ def _deployed() -> dict[str, Any]:
     from resources.lake import Lake, ParquetIOManager
     from resources.mlflow import MlflowResource
 
-    address = settings()
-    lake = Lake(root=f"{address[S3.variable]}/lake")
+    addresses = settings()
+    lake = Lake(root=f"{addresses[S3.variable]}/lake")
     return {
         **_embedded(),
         "lake": lake,
         "io_manager": ParquetIOManager(root=lake.root),
-        "mlflow": MlflowResource(tracking_uri=address[MLFLOW.variable]),
+        "mlflow": MlflowResource(tracking_uri=addresses[MLFLOW.variable]),
     }
 
 

@@ -39,6 +39,12 @@ mutation ($job: String!) {
   }
 }
 """
+CAPTURED = """
+query ($run: ID!) {
+  logsForRun(runId: $run) { ... on EventConnection { events { ... on LogsCapturedEvent { fileKey } } } }
+}
+"""
+LOGS = "query ($key: [String!]!) { capturedLogs(logKey: $key) { stderr } }"
 STATUS = "query ($run: ID!) { runOrError(runId: $run) { ... on Run { status } } }"
 
 
@@ -86,10 +92,13 @@ def test_every_process_passes_its_probes(processes: dict[str, Process]):
     """Those that the manifest declares, as the kubelet would ask them."""
     for process in processes.values():
         process.becomes_ready()
+    assert all(process.process.poll() is None for process in processes.values())
 
 
 def test_a_run_goes_from_the_page_to_the_database(processes: dict[str, Process], machine: Machine):
     """Web server, queue, daemon, code server, MLflow: one job passes them all, and what it printed is in the store."""
+    for process in processes.values():
+        process.becomes_ready()
     web = processes["webserver"]
     asked = _graphql(web.url, LAUNCH, job="platform__tracking_archive")["launchRun"]
     assert asked["__typename"] == "LaunchRunSuccess", asked
@@ -104,10 +113,15 @@ def test_a_run_goes_from_the_page_to_the_database(processes: dict[str, Process],
         return any(key.startswith("platform/compute_logs/") and run in key for key in keys)
 
     wait_until(kept, "the run's log in the store", RUN_SECONDS)
+    events = _graphql(web.url, CAPTURED, run=run)["logsForRun"]["events"]
+    (key,) = [event["fileKey"] for event in events if event]
+    shown = _graphql(web.url, LOGS, key=[run, "compute_logs", key])["capturedLogs"]
+    assert "are archived in" in shown["stderr"], "the page shows what the run printed elsewhere"
 
 
 def test_mlflow_answers_to_its_own_names_only(processes: dict[str, Process]):
     """A page elsewhere that made this address its own is refused; the name that the settings give is not."""
+    processes["mlflow"].becomes_ready()
     url = f"{processes['mlflow'].url}/api/2.0/mlflow/experiments/search?max_results=1"
     port = url.split(":")[2].split("/", maxsplit=1)[0]
     assert httpx.get(url, headers={"host": f"mlflow:{port}"}).status_code == 200

@@ -15,6 +15,8 @@ import pytest
 import yaml
 from dagster._core.storage.compute_log_manager import ComputeIOType
 
+from resources.compute_logs import S3ComputeLogs
+from resources.database import database_url
 from resources.environment import (
     MLFLOW,
     POSTGRES,
@@ -104,6 +106,20 @@ def test_an_address_that_people_see_holds_no_password(deployed: Path, monkeypatc
     with pytest.raises(MissingSettingsError, match=setting.variable) as failure:
         resources_for()
     assert "hunter2" not in str(failure.value)
+
+
+def test_a_process_is_asked_for_no_address_but_its_own(home: Path, monkeypatch: pytest.MonkeyPatch):
+    """The web server knows the database and the object store; that it knows no Redis stops neither."""
+    monkeypatch.setenv("MLOPS_ENV", "production")
+    for setting in SETTINGS:
+        monkeypatch.delenv(setting.variable, raising=False)
+    monkeypatch.setenv(POSTGRES.variable, ADDRESSES[POSTGRES.variable])
+    monkeypatch.setenv(S3.variable, ADDRESSES[S3.variable])
+    assert database_url() == ADDRESSES[POSTGRES.variable]
+    assert S3ComputeLogs.from_config_value(None, {"region": "us-east-1"}).local_manager
+    monkeypatch.delenv(S3.variable)
+    with pytest.raises(MissingSettingsError, match=S3.variable):
+        S3ComputeLogs.from_config_value(None, {})
 
 
 def test_every_environment_has_the_same_keys(deployed: Path):
