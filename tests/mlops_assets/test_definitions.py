@@ -253,9 +253,8 @@ def test_trainings_on_a_gpu_wait_for_gpus_alone():
     """What needs a GPU, by its accelerator or its resources, stands in a pool of its own, which heat lowers as well."""
     model = catalog.models["flights/arrival_delay"]
     torch = model.with_(trainer=TorchRegressor())
-    assert [candidate.pool(one) for one in (model, torch, torch.with_(accelerator="cuda"))] == ["training"] * 2 + [
-        "gpu"
-    ]
+    assert (candidate.pool(model), candidate.pool(torch)) == ("training", "training")
+    assert candidate.pool(torch.with_(accelerator="cuda")) == "gpu"
     assert candidate.pool(model.with_(resources=Resources(gpus=1))) == "gpu"
     assert candidate.candidate_asset(torch.with_(accelerator="mps")).op.pool == "gpu"
     assert {thermal_sensor(time.time, pool=pool).name for pool in ("training", "gpu")} == {"thermal", "thermal_gpu"}
