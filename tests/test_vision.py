@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 CUTOFF, DAY = "2024-01-22", timedelta(days=1)
 CALM, INVERTED = datetime(2024, 1, 19, tzinfo=UTC), datetime(2024, 1, 25, tzinfo=UTC)
+pytestmark = pytest.mark.timeout(900)  # the story is told in one fixture: two trainings and an endpoint
 REPORTS = ("predictions", "quality_report", "drift_report", "performance_report")
 
 
@@ -162,7 +163,7 @@ def test_the_page_says_what_an_image_and_an_answer_are(story: Story) -> None:
 
 def test_scores_tell_the_confidence_as_answers_do(story: Story) -> None:
     scores = story.platform.resources["lake"].scan("vision/digit/scores", [f"{INVERTED:%Y-%m-%d}"]).collect()
-    assert scores.height == 72 and scores["confidence"].is_between(0.1, 1).all()
+    assert scores.height == 69 and scores["confidence"].is_between(0.1, 1).all()
     assert (scores["prediction"] % 1 == 0).all()
 
 
@@ -188,5 +189,7 @@ def test_the_metric_of_inverted_images_fell(story: Story) -> None:
     """By labels that somebody typed in; Evidently draws the classes."""
     calm, inverted = (story.ran[f"reports {day}"] for day in ("19", "25"))
     assert calm.checks["metric_drop"].passed and not inverted.checks["metric_drop"].passed
-    assert calm.facts["performance_report"]["metric"] == pytest.approx(right(story.answers["calm"]))
+    facts = calm.facts["performance_report"]
+    known = story.answers["calm"][:-2]  # the last two were not typed in by the end of the day
+    assert facts["pending"] == 2 and facts["metric"] == pytest.approx(right(known))
     assert "Confusion" in Path(inverted.facts["performance_report"]["report_file"]).read_text()
