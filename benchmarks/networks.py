@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ROUNDS = 3
 SINGLE = 300  # rows asked for one by one
 TOLERANCE = 1e-3
-AS_GOOD = 0.02  # shares of rows predicted right may differ by: the frameworks' optimizers begin differently
+AS_GOOD = 0.02  # shares of rows predicted right may differ by so much: sums are rounded otherwise
 DENSE = {"hidden": [128, 64], "epochs": 4, "batch_size": 256}
 IMAGES = {"image": [8, 8], "channels": [16, 32], "hidden": [64], "epochs": 4, "batch_size": 64}
 
@@ -42,15 +42,16 @@ def _of(name: str, kind: str, params: dict[str, Any], x: np.ndarray, y: np.ndarr
         fitted = [_fitted(trainer, x, y) for trainer in trainers]
         trainers[0].write(fitted[0], Path(directory))
         predictors = [native_predictor(trainer.framework, Path(directory)) for trainer in trainers]
-        _require_alike(name, *(predict(x) for predict in predictors))
+        ours, peer = (predict(x) for predict in predictors)
+        _require_alike(name, ours, peer)
         _require_as_good(name, trainers, fitted, x, y)
         fits = [partial(_fitted, trainer, x, y) for trainer in trainers]
         bulk = [partial(predict, x) for predict in predictors]
         single = [partial(_one_by_one, predict, x) for predict in predictors]
         figures = []
         for what, sides, unit in (("fit", fits, "s"), ("predict_all", bulk, "s"), ("predict_one", single, "s")):
-            ours, peer = in_turn(partial(seconds, sides[0]), partial(seconds, sides[1]), ROUNDS)
-            figures.append(Figure(f"networks.{name}.{what}", ours, peer, f"PyTorch, {_of_what(what, x, params)}", unit))
+            took = in_turn(partial(seconds, sides[0]), partial(seconds, sides[1]), ROUNDS)
+            figures.append(Figure(f"networks.{name}.{what}", *took, f"PyTorch, {_of_what(what, x, params)}", unit))
         return figures
 
 

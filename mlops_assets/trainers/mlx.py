@@ -63,7 +63,11 @@ class _Learner:
         criterion, image = in_mlx.criterion(network.task), network.preparation.image
         self.criterion: Any = lambda weights, x, y: criterion(in_mlx.forward(weights["layers"], x, image), y)
         self.gradient: Any = mx.value_and_grad(self.criterion)
-        self.optimizer = optim.AdamW(learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
+        self.optimizer = optim.AdamW(
+            learning_rate=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            bias_correction=True,  # as torch's: without it, MLX's default, the first steps are several times as long
+        )
 
     def epoch(self, x: np.ndarray, y: np.ndarray) -> None:
         import mlx.core as mx
