@@ -48,7 +48,7 @@ def _metrics(axes: Any, year: Year, results: Sequence[Fared]) -> None:
         axes.plot(weeks, list(one.by_week.values()), color=COLOURS[one.way], linewidth=wide, label=label)
     axes.set_ylabel(f"{year.model.gate.metric} of a week's flights")
     if results:
-        axes.legend(loc="lower left", frameon=False, bbox_to_anchor=(0, 0.04))
+        axes.legend(loc="lower left", framealpha=0.85, edgecolor="none", bbox_to_anchor=(0, 0.04))
 
 
 def _champions(axes: Any, year: Year) -> None:
