@@ -43,6 +43,7 @@ CODE = (  # what the serving process imports, relative to the project
     "resources/artifacts/manifest.py",
     "resources/bentos.py",
     "resources/environment.py",
+    "resources/hardware/__init__.py",
     "resources/online/__init__.py",
     "resources/online/packed_row.py",
     "resources/online/packed_store.py",

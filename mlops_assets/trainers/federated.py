@@ -15,18 +15,17 @@ from typing import TYPE_CHECKING, Any
 from mlops_assets.checkpoints import Progress
 from mlops_assets.trainers import Place, TrainerParameterError
 from mlops_assets.trainers.federation.node import ACCELERATORS, LEARN, NODE, SCALES, Scales, packed, unpacked
-from mlops_assets.trainers.federation.rounds import Nodes
 from mlops_assets.trainers.networks.fitting import DEFAULTS as NET
 from mlops_assets.trainers.networks.fitting import Learner, NetTrainer, Problem, Settings, fitted
 from mlops_assets.trainers.networks.network import Layer, Network
 from mlops_assets.trainers.torch import TorchLearner
-from resources.compute import UnknownComputeError, kinds
 from resources.hardware import Device
 
 if TYPE_CHECKING:
     import numpy as np
 
     from mlops_assets.trainers import Predictor
+    from mlops_assets.trainers.federation.rounds import Nodes
     from mlops_assets.trainers.networks.preparation import Preparation
 
 DEFAULTS: Mapping[str, Any] = {
@@ -54,12 +53,11 @@ class _Federated(NetTrainer):
     def __init__(self, **params: Any) -> None:
         super().__init__(**params)
         nodes = self._own["nodes"]
+        self._refuse_other_compute()
         if unnamed := [name for name in nodes if not isinstance(name, str) or not NODE.fullmatch(name)]:
             raise self._problem("nodes", f"holds {unnamed}", "Names are lower case letters, digits and _.")
         if len({*nodes}) < len(nodes):
             raise self._problem("nodes", "names one twice", "Name each node once.")
-        if nodes and (kind := self._own["compute"]) not in kinds():
-            raise UnknownComputeError.of(kind, kinds())
         if not 0 <= self.at_least <= len(nodes):
             raise self._problem("at_least", f"is {self.at_least} of {len(nodes)} nodes", "Ask for no more than all.")
 
@@ -109,7 +107,16 @@ class _Federated(NetTrainer):
         }
         return fitted(_Rounds(learner, nodes, arguments), problem, progress)
 
+    def _refuse_other_compute(self) -> None:
+        if self._own["nodes"]:
+            from resources.compute import UnknownComputeError, kinds
+
+            if self._own["compute"] not in kinds():
+                raise UnknownComputeError.of(self._own["compute"], kinds())
+
     def _nodes(self) -> Nodes | None:
+        from mlops_assets.trainers.federation.rounds import Nodes
+
         own = self._own
         return Nodes(own["nodes"], own["compute"], self.at_least, own["wait_seconds"]) if own["nodes"] else None
 

@@ -31,6 +31,7 @@ from mlops_assets import (
 from mlops_assets.newcomers import CHECK, Newcomers, helps
 from mlops_assets.trainers import XGBoostClassifier
 from mlops_assets.training import Task, TrainingDataError, cold_starts, train, training_arguments
+from resources.hardware import CPU
 
 CUTOFF, DAY = datetime(2013, 4, 1, tzinfo=UTC), timedelta(days=1)
 aircraft = Entity("aircraft", "tailnum")
@@ -119,7 +120,7 @@ def arguments(tmp_path: Path, frame: pl.DataFrame, of: ModelPipeline | None = No
 
 
 def judged(tmp_path: Path, frame: pl.DataFrame, of: ModelPipeline | None = None) -> Mapping[str, Any]:
-    return cold_starts(Task.of(arguments(tmp_path, frame, of), {}), {})
+    return cold_starts(Task.of(arguments(tmp_path, frame, of), {}, CPU), {})
 
 
 def held_out(rows: pl.DataFrame, of: ModelPipeline | None = None) -> pl.DataFrame:

@@ -201,5 +201,8 @@ def test_callers_on_polars_get_the_same_rows(home: Path) -> None:
 
 
 def test_an_engine_that_is_none_is_refused() -> None:
+    def seen(raw: Any) -> Any:
+        return raw
+
     with pytest.raises(DeclarationError, match=r"engine is 'dask' .*polars or spark"):
-        feature_view(team="shops", entities=[carrier], engine="dask", schema={"x": Float64})(lambda raw: raw)  # type: ignore[arg-type]
+        feature_view(team="shops", entities=[carrier], engine="dask", schema={"x": Float64})(seen)  # type: ignore[arg-type]

@@ -181,14 +181,14 @@ def test_the_training_set_is_the_same(lake: Lake) -> None:
     assert told(spark) == told(polars)
 
 
-def test_a_join_without_ttl_fails_the_proof(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_join_of_another_ttl_fails_the_proof(lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
     """The proof is no repetition of the join; nothing is published."""
     honest: Any = point_in_time.point_in_time_join
 
-    def without_ttl(spine: Any, views: Any) -> Any:
-        return honest(spine, [dataclasses.replace(view, ttl=None) for view in views])
+    def of_another_ttl(spine: Any, views: Any) -> Any:
+        return honest(spine, [dataclasses.replace(view, ttl=timedelta(minutes=1)) for view in views])
 
-    monkeypatch.setattr(point_in_time, "point_in_time_join", without_ttl)
+    monkeypatch.setattr(point_in_time, "point_in_time_join", of_another_ttl)
     spark = joined(lake, "spark")
     failed = {one.check_name for one in spark.get_asset_check_evaluations() if not one.passed}
     assert not spark.success and "point_in_time_proof" in failed

@@ -27,6 +27,7 @@ TRAINERS: Mapping[str, Trainer] = {
     "mlx": trainer_named("MLXClassifier", **NET),
     "keras": trainer_named("KerasClassifier", **NET),
     "net": trainer_named("NetClassifier", **NET),
+    "federated": trainer_named("FederatedClassifier", **NET),
     "xgboost_dart": trainer_named("XGBoostClassifier", n_estimators=20, booster="dart"),  # has no graph
 }
 FORMATS = [*TRAINERS, "onnx"]

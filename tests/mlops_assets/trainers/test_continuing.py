@@ -28,10 +28,10 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("LightGBMRegressor", {**BOOSTED, "objective": "regression_l1"}),
     ("LightGBMClassifier", {**BOOSTED, **BAGGED}),
     ("LightGBMClassifier", {"num_iterations": 40, "subsample": 0.8, "subsample_freq": 1, "early_stopping_rounds": 4}),
-    *((f"{kind}ImageClassifier", {**NET, "image": [2, 3], "channels": [4]}) for kind in ("Torch", "MLX")),
+    *((f"{kind}ImageClassifier", {**NET, "image": [2, 3], "channels": [4]}) for kind in ("Torch", "MLX", "Net")),
     *(
         (f"{kind}{task}", NET)
-        for kind in ("Torch", "MLX", "Keras", "Federated")
+        for kind in ("Torch", "MLX", "Keras", "Net", "Federated")
         for task in ("Classifier", "Regressor")
     ),
 ]

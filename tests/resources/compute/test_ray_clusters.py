@@ -1,5 +1,6 @@
 """Ray clusters that are there already, of several nodes: by their own address, and by their job API."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -30,7 +31,8 @@ def far() -> Iterator[Any]:
     _imported("", Work("none:none", {}))  # on the loopback, with a token
     from ray.cluster_utils import Cluster
 
-    port = free_port()
+    port, before = free_port(), os.environ["PATH"]
+    os.environ["PATH"] = f"{Path(sys.executable).parent}:{before}"  # the job API starts the cluster's own `python`
     dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20, **dashboard}
@@ -39,6 +41,7 @@ def far() -> Iterator[Any]:
     try:
         yield cluster
     finally:
+        os.environ["PATH"] = before
         cluster.shutdown()
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from kubernetes.client import ApiClient, V1PodSpec
 
 from mlops_assets import Resources
-from resources.environment import PROJECT, QUIET
+from resources.environment import QUIET
 from resources.kubernetes.cluster import SETTINGS, Cluster, ClusterError
 from resources.kubernetes.pods import SPOT
 from tests.resources.kubernetes.api_server import VERSIONS, configured
@@ -50,13 +50,16 @@ def as_json(spec: dict[str, Any]) -> dict[str, Any]:
     return told
 
 
+VOLUME = Path("/var/lib/mlops")  # /tmp is the pod's own
+
+
 @pytest.fixture(scope="module")
 def settled(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """The same for a law."""
     root = tmp_path_factory.mktemp("settled")
     with pytest.MonkeyPatch.context() as monkeypatch, dg.DagsterInstance.ephemeral() as instance:
         monkeypatch.setenv("MLOPS_HOME", str(root))
-        monkeypatch.setenv(SETTINGS, str(configured(root, "http://127.0.0.1:1", PROJECT.parent)))
+        monkeypatch.setenv(SETTINGS, str(configured(root, "http://127.0.0.1:1", VOLUME)))
         return Cluster.of(instance)
 
 
@@ -65,7 +68,7 @@ def settled(tmp_path_factory: pytest.TempPathFactory) -> Cluster:
 def test_whatever_is_declared_is_a_pod_that_kubernetes_takes(settled: Cluster, resources: Resources) -> None:
     """Held to the official schemas; it asks for what it is limited to, and no less than was declared."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setenv("MLOPS_HOME", str(PROJECT))
+        monkeypatch.setenv("MLOPS_HOME", str(VOLUME / "home"))
         _, spec = settled.pod(resources.document)
     told = as_json(spec)
     for version in VERSIONS:

@@ -23,8 +23,9 @@ def test_a_training_on_ray_is_shared_there_and_survives_a_killed_worker(home: Pa
     got: dict[str, Any] = {}
 
     @dg.asset
-    def model(context: dg.AssetExecutionContext, compute: ComputeResource) -> None:
+    def model(context: dg.AssetExecutionContext, compute: ComputeResource) -> dg.MaterializeResult[None]:
         got.update(compute.run(ERRAND, {"path": str(tmp_path)}, context, resources={"cpus": 2}))
+        return dg.MaterializeResult()
 
     with dg.DagsterInstance.ephemeral() as instance:
         dg.materialize([model], instance=instance, resources={"compute": ComputeResource(kind="ray")})
