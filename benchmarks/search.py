@@ -129,7 +129,7 @@ def _cluster() -> Iterator[None]:
 
     with patch.dict(os.environ, OURS):
         path = {"env_vars": {"PYTHONPATH": str(Path.cwd())}}
-        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=path)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=path)
         try:
             yield
         finally:
