@@ -44,7 +44,7 @@ def here(module_platform: Platform) -> dict[str, Any]:
     return trained(module_platform, "local")
 
 
-@pytest.mark.parametrize("kind", ["subprocess", "ray"])
+@pytest.mark.parametrize("kind", ["subprocess", "ray", "spark"])
 def test_the_same_seed_gives_the_same_model_everywhere(
     module_platform: Platform, here: dict[str, Any], kind: str, request: pytest.FixtureRequest
 ) -> None:
