@@ -9,7 +9,6 @@ Workers import what is here: no Dagster, which would take longer than many a tri
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -84,25 +83,19 @@ def answered(there: There, asked: Asked, answer: Mapping[str, Any]) -> Line | Ex
     return line
 
 
-def on_ray() -> bool:
-    """Whether this process is part of a Ray cluster."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
-
-
 def _workers(search: Mapping[str, Any], there: There) -> Workers:
     """Each with its share of the threads that this process may use."""
-    from mlops_assets.trainers import threads
+    from mlops_assets.trainers import inside_ray, threads
     from resources.compute import NoWorkerError
 
     share = max(1, threads() // search["workers"])
-    if search["over"] == "ray" and not on_ray():
+    if search["over"] == "ray" and not inside_ray():
         raise NoWorkerError.of(
             there.entrypoint,
             "the search is to run over Ray, and this training does not run on Ray",
             'Train it with compute="ray", or leave Search(over="auto"): processes of this machine elsewhere.',
         )
-    if search["over"] != "processes" and on_ray():
+    if search["over"] != "processes" and inside_ray():
         from mlops_assets.search.over_ray import Tasks
 
         return Tasks(there, share)

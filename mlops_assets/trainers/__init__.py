@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -329,6 +330,12 @@ def model_file(directory: Path, name: str, magic: bytes, wanted: str) -> Path:
     if head != magic:
         raise UnsafeModelFileError.of(path, wanted, "a pickle" if head[:1] == b"\x80" else f"bytes {head!r}")
     return path
+
+
+def inside_ray() -> bool:
+    """Whether this process is part of a Ray cluster; where Ray was never imported, that needs no import of it."""
+    ray = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
 
 
 def threads() -> int:

@@ -109,10 +109,9 @@ class _Federated(NetTrainer):
 
     def _refuse_other_compute(self) -> None:
         if self._own["nodes"]:
-            from resources.compute import UnknownComputeError, kinds
+            from resources.compute import known
 
-            if self._own["compute"] not in kinds():
-                raise UnknownComputeError.of(self._own["compute"], kinds())
+            known(self._own["compute"])
 
     def _nodes(self) -> Nodes | None:
         from mlops_assets.trainers.federation.rounds import Nodes

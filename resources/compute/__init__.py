@@ -6,16 +6,20 @@ also the local one, lets nothing else through.
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from math import ceil
 from pkgutil import iter_modules
 from typing import Any, Protocol, Self
 
 import dagster as dg
+
+from resources.environment import QUIET, home
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +66,17 @@ class Work:
     def document(self) -> dict[str, Any]:
         """What another process is told of it: see `_worker`."""
         return {"entrypoint": self.entrypoint, "arguments": dict(self.arguments), "packages": self.packages}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What the process must find besides what its machine has: state, silence, and as many threads as here.
+
+        The number of threads decides over a model's last bits; `cpus` of the resources does where it is declared.
+        """
+        cpus = self.resources.get("cpus")
+        threads = str(ceil(cpus)) if cpus else os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1)
+        named = {name: os.environ[name] for name in ("MLOPS_ENV",) if name in os.environ}
+        return {"OMP_NUM_THREADS": threads, "MLOPS_HOME": str(home()), **named, **QUIET}
 
     @property
     def asking(self) -> dg.AssetExecutionContext:

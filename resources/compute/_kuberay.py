@@ -14,7 +14,6 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from resources.compute import NoWorkerError, Work, WorkerLostError
-from resources.compute.ray import environment
 from resources.compute.subprocess import WORKER, answer, death
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def run(work: Work, namespace: str) -> dict[str, Any]:
     cluster = _reached(work)
     namespace = namespace or cluster.namespace
     job = ray_job(cluster, work.resources, name=f"mlops-{secrets.token_hex(6)}", namespace=namespace)
-    job["spec"]["runtimeEnvYAML"] = _yaml({"env_vars": environment(work)})
+    job["spec"]["runtimeEnvYAML"] = _yaml({"env_vars": work.environment})
     job["metadata"]["labels"] = owner(work.asking.run.run_id, platform(work.asking.instance), work.asking.asset_key)
     client = RayJobClient(kube_config=cluster.kubeconfig, kube_context=cluster.context)
     patience = work.resources.get("start_within_seconds", 600.0)

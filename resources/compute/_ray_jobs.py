@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 
 from resources.compute import NoWorkerError, Work, WorkerLostError
-from resources.compute.ray import asked_of_ray, environment, reach, unreachable
+from resources.compute.ray import asked_of_ray, reach, unreachable
 from resources.compute.subprocess import WORKER, answer, death
 from resources.environment import PROJECT
 
@@ -60,7 +60,7 @@ def _client(work: Work, address: str) -> Any:
 def _submitted(work: Work, session: Any) -> dict[str, Any]:
     """The job. Its interpreter is the cluster's own, unless another was named."""
     python = "python" if work.python == sys.executable else work.python
-    variables = {**environment(work), **session.get_bootstrap_env_vars()}
+    variables = {**work.environment, **session.get_bootstrap_env_vars()}
     return {
         "entrypoint": f"exec {python} -m {WORKER}",  # exec: its end is the job's
         "runtime_env": {"working_dir": str(PROJECT), "excludes": [".git"], "env_vars": variables},

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import threading
-import time
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +16,8 @@ from typing import Any
 from dagster_pipes import PipesContext, PipesParamsLoader, open_dagster_pipes
 
 from resources.compute import EntrypointError, Work, local, versions
+from resources.parent import end_with
 
-WATCH_SECONDS = 0.5
 RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # Ray sets it for the process that a job of its job API starts
 OURS = ("mlops_assets", "resources", "model_assets")
 
@@ -36,7 +34,7 @@ class _Forward(logging.Handler):
 
 
 def main() -> None:
-    threading.Thread(target=_end_with, args=[os.getppid()], name="end-with-parent", daemon=True).start()
+    end_with(os.getppid())
     if RAY_JOB in os.environ:
         import ray
 
@@ -74,12 +72,6 @@ def differences(expected: dict[str, str]) -> dict[str, tuple[str, str | None]]:
     """The packages that have another version here, or none: what was expected, what is here."""
     here = versions(expected)
     return {name: (wanted, here.get(name)) for name, wanted in expected.items() if here.get(name) != wanted}
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(WATCH_SECONDS)
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from math import ceil
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,7 +32,7 @@ import dagster as dg
 
 from resources.compute import NoWorkerError, Work, WorkerLostError
 from resources.compute.subprocess import STARVED, answer, death, kills_for_memory
-from resources.environment import QUIET, home
+from resources.environment import home
 
 OBJECT_STORE_BYTES = 256 << 20  # data goes by path: what a cluster of our own keeps in memory is little
 REACHED_WITHIN = 5.0  # seconds
@@ -60,17 +59,6 @@ def run(work: Work) -> dict[str, Any]:
         return _ray_jobs.run(work, address)
     with cluster(address, work):
         return _done(work, address)
-
-
-def environment(work: Work) -> dict[str, str]:
-    """What the work's process must find besides what its machine has: state, silence, and as many threads as here.
-
-    The number of threads decides over a model's last bits; `cpus` of the resources does where it is declared.
-    """
-    cpus = work.resources.get("cpus")
-    threads = str(ceil(cpus)) if cpus else os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1)
-    named = {name: os.environ[name] for name in ("MLOPS_ENV",) if name in os.environ}
-    return {"OMP_NUM_THREADS": threads, "MLOPS_HOME": str(home()), **named, **QUIET}
 
 
 def asked_of_ray(work: Work, prefix: str = "") -> dict[str, float]:
@@ -230,7 +218,7 @@ def _done(work: Work, address: str) -> dict[str, Any]:
         message_reader=dg.PipesFileMessageReader(str(messages)),
         extras=work.document,
     ) as session:
-        runtime = {"env_vars": environment(work), **({"py_executable": work.python} if _another(work) else {})}
+        runtime = {"env_vars": work.environment, **({"py_executable": work.python} if _another(work) else {})}
         errand = ray.remote(max_retries=0, max_calls=1, runtime_env=runtime, **asked_of_ray(work))(_errand)
         task = errand.remote(dict(session.get_bootstrap_env_vars()))
         try:

@@ -7,7 +7,6 @@ same place on every machine: what the work says arrives by a file there. Of what
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 import time
@@ -20,7 +19,7 @@ import dagster as dg
 
 from resources.compute import NoWorkerError, Work, WorkerLostError
 from resources.compute.subprocess import WORKER, answer, death
-from resources.environment import PROJECT, QUIET, home
+from resources.environment import PROJECT, home
 from resources.spark import ClusterUnreachableError, SparkUnavailableError, session
 from resources.spark.errand import errand
 
@@ -45,20 +44,12 @@ def run(work: Work) -> dict[str, Any]:
             "python": "" if work.python == sys.executable else work.python,
             "module": WORKER,
             "project": str(PROJECT),
-            "environment": {**environment(work), **pipes.get_bootstrap_env_vars()},
+            "environment": {**work.environment, **pipes.get_bootstrap_env_vars()},
         }
         ended = _Task(spark, work, asked).ended()
     if ended["code"]:
         raise WorkerLostError.of(work.entrypoint, *death(ended["code"], ended["starved"]))
     return answer(work, pipes.get_custom_messages())
-
-
-def environment(work: Work) -> dict[str, str]:
-    """What the process must find besides what its machine has; the number of threads decides over the last bits."""
-    cpus = work.resources.get("cpus")
-    threads = str(ceil(cpus)) if cpus else os.environ.get("OMP_NUM_THREADS") or str(os.cpu_count() or 1)
-    named = {name: os.environ[name] for name in ("MLOPS_ENV",) if name in os.environ}
-    return {"OMP_NUM_THREADS": threads, "MLOPS_HOME": str(home()), **named, **QUIET}
 
 
 class _Task:

@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from mlops_assets.trainers import threads
+from mlops_assets.trainers import inside_ray, threads
 from mlops_assets.trainers.distributed import on_ray, processes
 from mlops_assets.trainers.distributed.job import FITTED, TOLD, Job
 from mlops_assets.trainers.distributed.lost import WorkerRaisedError
@@ -37,7 +37,7 @@ def fitted_by(
 
     Raises OtherCheckpointError and TooManyWorkersError before a worker begins, LostWorkersError, WorkerRaisedError.
     """
-    place = on_ray if on_ray.inside() else processes
+    place = on_ray if inside_ray() else processes
     kept = progress.kept()  # the workers read it too; a wrong one is found before they begin
     with _directory(progress) as directory:
         checkpoints = {

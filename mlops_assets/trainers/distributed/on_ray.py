@@ -6,7 +6,6 @@ A worker or a node that is lost has all begin again from the last checkpoint, `R
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,12 +15,6 @@ from mlops_assets.trainers.distributed.job import Job
 from mlops_assets.trainers.distributed.lost import RESTARTS, LostWorkersError, TooManyWorkersError
 
 STOP_SECONDS = 15.0
-
-
-def inside() -> bool:
-    """Whether this process is part of a Ray cluster; where Ray was never imported, that needs no import of it."""
-    ray = sys.modules.get("ray")
-    return ray is not None and bool(ray.is_initialized())
 
 
 def refuse(job: Job) -> None:
