@@ -5,13 +5,14 @@ The slow cases (the sensor looks every 30 seconds) are all begun at once and wai
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from datetime import UTC
-from typing import TYPE_CHECKING
 
 import dagster as dg
 import pytest
@@ -19,9 +20,6 @@ import pytest
 from benchmarks.push import CODE, await_success, event, platform, runs_of
 from resources.environment import DAGSTER_URL, PROJECT
 from resources.events import LAUNCH_SECONDS, Event, Inbox, launch, push, web_server
-
-if TYPE_CHECKING:
-    pass
 
 RACED, NOBODY, DIED, AWAY, TWICE = map(event, ("raced", "nobody pushed", "pusher died", "server away", "pushed twice"))
 DRIFTS = (
@@ -60,9 +58,9 @@ defs = dg.Definitions.merge(defs, dg.Definitions([drift_report, candidate], jobs
 REPORT = Event("a report", "data", assets=("flights/late/drift_report",), partition="2013-07-10")
 DRIFT = Event("flights/late:2013-07-10:2013-07-08", "drift")  # as the decision names it
 DIES = """
-import os, sys
-from resources.events import Inbox
-assert Inbox().claim(sys.argv[1], "a pusher that dies")
+import json, os, sys
+from resources.events import Event, Inbox
+assert Inbox().put(Event(**json.loads(sys.argv[1]))) and Inbox().claim(json.loads(sys.argv[1])["id"], "one that dies")
 os._exit(9)
 """
 
@@ -83,8 +81,7 @@ def happened(instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> N
     assert server
     inbox = Inbox()
     inbox.put(NOBODY)
-    inbox.put(DIED)
-    ended = subprocess.run([sys.executable, "-c", DIES, DIED.id], cwd=PROJECT, check=False)
+    ended = subprocess.run([sys.executable, "-c", DIES, json.dumps(asdict(DIED))], cwd=PROJECT, check=False)
     assert ended.returncode == 9
     with monkeypatch.context() as away:
         away.setenv(DAGSTER_URL, "http://127.0.0.1:9")
@@ -111,7 +108,8 @@ def test_each_event_has_one_run(instance: dg.DagsterInstance, which: object) -> 
 
 def test_of_several_runs_of_one_event_one_is_let_in(instance: dg.DagsterInstance) -> None:
     """Past every claim, three runs are created at once for an event that the sensor polls for too."""
-    assert statuses(instance, RACED) == ["CANCELED", "CANCELED", "SUCCESS"]
+    *others, last = statuses(instance, RACED)
+    assert len(others) >= 2 and {*others} == {"CANCELED"} and last == "SUCCESS"
     (begun,) = [one for one in runs_of(instance, RACED) if one.dagster_run.status == dg.DagsterRunStatus.SUCCESS]
     assert Inbox().read(RACED.id).run_id == begun.dagster_run.run_id
 

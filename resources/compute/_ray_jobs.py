@@ -14,7 +14,7 @@ from typing import Any
 import dagster as dg
 
 from resources.compute import NoWorkerError, Work, WorkerLostError
-from resources.compute.ray import asked_of_ray, reach, unreachable
+from resources.compute.ray import asked_of_ray, place, reach, unreachable
 from resources.compute.subprocess import WORKER, answer, death
 from resources.environment import PROJECT
 
@@ -66,6 +66,7 @@ def _submitted(work: Work, session: Any) -> dict[str, Any]:
         "runtime_env": {"working_dir": str(PROJECT), "excludes": [".git"], "env_vars": variables},
         "metadata": {"dagster/run_id": work.asking.run.run_id},
         **asked_of_ray(work, "entrypoint_"),
+        **place(work, "entrypoint_"),
     }
 
 

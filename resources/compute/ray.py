@@ -72,6 +72,12 @@ def asked_of_ray(work: Work, prefix: str = "") -> dict[str, float]:
     return {f"{prefix}{name}": value for name, value in wanted.items() if value}
 
 
+def place(work: Work, prefix: str = "") -> dict[str, Any]:
+    """On which nodes of a cluster it is to be done: those with the labels of `node_selector`, as on Kubernetes."""
+    labels = work.resources.get("node_selector")
+    return {f"{prefix}label_selector": dict(labels)} if labels else {}
+
+
 def reach(address: str, work: Work, port: int) -> None:
     """Raises NoWorkerError, in seconds, where nothing listens."""
     given = urlsplit(address if "//" in address else f"//{address}")
@@ -219,7 +225,8 @@ def _done(work: Work, address: str) -> dict[str, Any]:
         extras=work.document,
     ) as session:
         runtime = {"env_vars": work.environment, **({"py_executable": work.python} if _another(work) else {})}
-        errand = ray.remote(max_retries=0, max_calls=1, runtime_env=runtime, **asked_of_ray(work))(_errand)
+        asked = {**asked_of_ray(work), **(place(work) if address else {})}  # a cluster of our own is one machine
+        errand = ray.remote(max_retries=0, max_calls=1, runtime_env=runtime, **asked)(_errand)
         task = errand.remote(dict(session.get_bootstrap_env_vars()))
         try:
             _await(work, task, session)

@@ -87,7 +87,7 @@ def _started(where: str) -> SparkSession:
     from pyspark.sql import SparkSession
 
     builder: Any = SparkSession.builder.master(where).appName("mlops")
-    for name, value in {**SETTINGS, **(_on_this_machine() if _is_here(where) else {})}.items():
+    for name, value in {**(_on_this_machine() if _is_here(where) else {}), **SETTINGS}.items():
         builder = builder.config(name, value)
     try:
         with _signals_as_they_are():

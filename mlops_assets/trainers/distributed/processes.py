@@ -62,6 +62,18 @@ def running(job: Job) -> Iterator[Callable[[float], bool]]:
         except subprocess.TimeoutExpired:
             agent.kill()
             agent.wait()
+        _end_team(job.directory)
+
+
+def _end_team(directory: Path) -> None:
+    """Workers whose agent was killed end by themselves, a moment later: until then they write to the directory."""
+    import psutil
+
+    team = [one for one in psutil.process_iter(["cmdline"]) if str(directory) in (one.info["cmdline"] or [])]
+    _, alive = psutil.wait_procs(team, GRACE_SECONDS)
+    for one in alive:
+        one.kill()
+    psutil.wait_procs(alive)
 
 
 def _surroundings(job: Job) -> dict[str, str]:

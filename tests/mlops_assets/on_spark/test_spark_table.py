@@ -78,7 +78,8 @@ def trouble(result: dg.ExecuteInProcessResult) -> str:
     return "\n".join(event.step_failure_data.error.to_string() for event in result.get_step_failure_events())
 
 
-def test_a_view_on_spark_publishes_what_its_twin_on_polars_does(tmp_path: Path, home: Path) -> None:
+@pytest.mark.usefixtures("everywhere", "home")
+def test_a_view_on_spark_publishes_what_its_twin_on_polars_does(tmp_path: Path) -> None:
     """The same rows, order, types, files, checks; nothing is left beside them, and no driver saw them."""
     lake = lake_of(tmp_path)
     catalog = Catalog.of([raw_flights, carrier_punctuality, carrier_punctuality_on_spark])

@@ -134,8 +134,7 @@ def lake(tmp_path: Path, home: Path) -> Iterator[Lake]:
     """A lake of these tables, and a session that takes a megabyte of results, and not a row more."""
     with pytest.MonkeyPatch.context() as patch:
         session().stop()
-        for name, value in {"spark.driver.maxResultSize": "1m", "spark.sql.codegen.wholeStage": "false"}.items():
-            patch.setitem(SETTINGS, name, value)
+        patch.setitem(SETTINGS, "spark.driver.maxResultSize", "1m")
         lake = Lake(root=str(tmp_path / "lake"))
         published(lake)
         yield lake
@@ -165,6 +164,7 @@ def told(result: dg.ExecuteInProcessResult) -> dict[str, Any]:
     return {"version": (materialization.tags or {})["dagster/data_version"], **metadata, **checks}
 
 
+@pytest.mark.usefixtures("everywhere")
 def test_the_training_set_is_the_same(lake: Lake) -> None:
     """Rows, order, types, the name of the content, checks and what is told."""
     assert set(tables_read(MODEL)) == {"spine", "view_shop_day", "view_shop_day_cold_start", "view_shop_buyer"}

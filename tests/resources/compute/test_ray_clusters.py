@@ -33,7 +33,9 @@ def far() -> Iterator[Any]:
 
     port, before = free_port(), os.environ["PATH"]
     os.environ["PATH"] = f"{Path(sys.executable).parent}:{before}"  # the job API starts the cluster's own `python`
+    # Port 0: any that is free. Ray gives every head the same, and a second cluster of this machine no job API.
     dashboard = {"include_dashboard": True, "dashboard_host": "127.0.0.1", "dashboard_port": port}
+    dashboard["dashboard_agent_listen_port"] = 0
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 100 << 20, **dashboard}
     )
@@ -78,6 +80,45 @@ def test_a_cluster_without_room_is_not_waited_for_without_end(do: Do, address: s
     assert time.monotonic() - began < SOON
 
 
+def test_a_run_that_is_cancelled_ends_its_work(home: Path, address: str, tmp_path: Path) -> None:
+    """SIGTERM is how Dagster ends a run; the cluster stays, the work does not."""
+    told = tmp_path / "pid"
+    ask = f"from {HERE} import ask; ask({str(told)!r}, 'ray', {address!r})"
+    run = subprocess.Popen([sys.executable, "-c", ask], cwd=PROJECT)
+    wait_until(lambda: told.exists() and bool(told.read_text()), "the work's begin", LONG)
+    worker = psutil.Process(int(told.read_text()))
+    run.send_signal(signal.SIGTERM)
+    worker.wait(timeout=SOON)
+    run.wait(SOON)
+    assert run.returncode != 0
+
+
+def test_other_packages_are_named_before_a_job_begins(do: Do, far: Any, tmp_path: Path) -> None:
+    other = tmp_path / "polars-0.1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: polars\nVersion: 0.1.0\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    with pytest.raises(OtherEnvironmentError, match=r"polars 0\.1\.0 instead of \d"):
+        do("ray", "copy:copy", {}, python=str(python), address=far.api)
+
+
+# -- with more nodes. They share one directory here, which the files sent to the job API do not bear: work of ours alone.
+
+
+def test_work_is_done_where_its_labels_are(do: Do, far: Any, address: str) -> None:
+    """`node_selector` means what it means on Kubernetes; a label that no node has is waited for as room is."""
+    named = {"node_selector": {"mlops/node": "oslo"}, "start_within_seconds": 5.0}
+    with pytest.raises(NoWorkerError, match="none of the cluster became free in time"):
+        do("ray", "copy:copy", {}, resources=named, address=address)
+    node = far.add_node(num_cpus=1, object_store_memory=100 << 20, labels=named["node_selector"])
+    try:
+        assert do("ray", "copy:copy", {"rows": 3}, resources=named | {"start_within_seconds": SOON}, address=address)
+    finally:
+        far.remove_node(node)
+
+
 def works(node: Any) -> bool:
     raylet = psutil.Process(node.all_processes["raylet"][0].process.pid)
     return any("_errand" in " ".join(one.cmdline()) for one in raylet.children(recursive=True))
@@ -99,27 +140,3 @@ def test_a_machine_that_is_lost_is_told_and_the_work_done_on_another(do: Do, far
     thread.join()
     assert got == {"begun": 2}
     assert any("It is begun again" in event.user_message for event in do.events)  # type: ignore[attr-defined]
-
-
-def test_a_run_that_is_cancelled_ends_its_work(home: Path, far: Any, tmp_path: Path) -> None:
-    """SIGTERM is how Dagster ends a run; the cluster stays, the work does not."""
-    told = tmp_path / "pid"
-    ask = f"from {HERE} import ask; ask({str(told)!r}, 'ray', {far.address!r})"
-    run = subprocess.Popen([sys.executable, "-c", ask], cwd=PROJECT)
-    wait_until(lambda: told.exists() and bool(told.read_text()), "the work's begin", LONG)
-    worker = psutil.Process(int(told.read_text()))
-    run.send_signal(signal.SIGTERM)
-    worker.wait(timeout=SOON)
-    run.wait(SOON)
-    assert run.returncode != 0
-
-
-def test_other_packages_are_named_before_a_job_begins(do: Do, far: Any, tmp_path: Path) -> None:
-    other = tmp_path / "polars-0.1.0.dist-info"
-    other.mkdir()
-    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: polars\nVersion: 0.1.0\n")
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
-    with pytest.raises(OtherEnvironmentError, match=r"polars 0\.1\.0 instead of \d"):
-        do("ray", "copy:copy", {}, python=str(python), address=far.api)

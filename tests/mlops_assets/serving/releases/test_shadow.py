@@ -124,7 +124,7 @@ def test_a_shadow_that_hangs_costs_nothing(start: Callable[[Path], Shadow], bund
         began = time.perf_counter()
         one.tell(question)
         took.append(time.perf_counter() - began)
-    assert sorted(took)[len(took) // 2] < 5e-5  # whoever waited for it would take milliseconds
+    assert sorted(took)[len(took) // 2] < 1e-3  # whoever waited for it would never come back, it is stopped
     assert one._rows <= QUEUE_ROWS and len(one._queue) <= QUEUE_QUESTIONS
     eventually(lambda: dropped() - before > QUEUE_ROWS)
     began = time.monotonic()
