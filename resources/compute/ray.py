@@ -105,12 +105,15 @@ def _unstarted(work: Work, problem: Exception) -> NoWorkerError:
 
 @dataclass
 class _Connection:
-    """This process's one connection to Ray: how many blocks use it, where it leads, what ends with the last."""
+    """This process's one connection to Ray: how many blocks use it, where it leads, what ends with the last, and what
+    Ray was told by the environment when it was imported.
+    """
 
     lock: threading.Lock = field(default_factory=threading.Lock)
     users: int = 0
     address: str = ""
     ends: ExitStack = field(default_factory=ExitStack)
+    told: Mapping[str, str] = field(default_factory=dict)
 
 
 _connection = _Connection()
@@ -175,8 +178,9 @@ def _imported(address: str, work: Work) -> Any:
     """Ray; for a cluster of our own it reads what makes that one safe before, since it reads it once a process."""
     if not address and "ray" not in sys.modules:
         guarded = any(name in os.environ for name in GUARDS)
-        own = OURS | ({} if guarded else {GUARDS[0]: secrets.token_hex(32)})
-        os.environ.update({name: value for name, value in own.items() if name not in os.environ})
+        _connection.told = OURS | ({} if guarded else {GUARDS[0]: secrets.token_hex(32)})
+    if not address:  # the processes of a later cluster read it too
+        os.environ.update({name: value for name, value in _connection.told.items() if name not in os.environ})
     try:
         import ray
     except ImportError as problem:

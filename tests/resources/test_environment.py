@@ -15,6 +15,7 @@ import pytest
 import yaml
 from dagster._core.storage.compute_log_manager import ComputeIOType
 
+from resources.compute import UnknownComputeError
 from resources.compute_logs import S3ComputeLogs
 from resources.database import database_url
 from resources.environment import (
@@ -72,6 +73,20 @@ def test_an_unknown_environment_names_the_known_ones(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("MLOPS_ENV", "prod")
     with pytest.raises(UnknownEnvironmentError, match=r"'prod'.*local, test, staging, production"):
         resources_for()
+
+
+def test_the_environment_names_the_compute_of_models_that_name_none(home: Path, monkeypatch: pytest.MonkeyPatch):
+    """One word, and the process of the training is another; what is no kind is refused before any work."""
+    monkeypatch.delenv("MLOPS_COMPUTE", raising=False)
+    assert resources_for()["compute"].kind == "local"
+    monkeypatch.setenv("MLOPS_COMPUTE", "subprocess")
+    monkeypatch.setenv("MLOPS_COMPUTE_ADDRESS", "somewhere:1")
+    compute = resources_for()["compute"]
+    assert (compute.kind, compute.address) == ("subprocess", "somewhere:1")
+    monkeypatch.setenv("MLOPS_COMPUTE", "kubernets")
+    with pytest.raises(UnknownComputeError, match=r"'kubernets' \(known: .*kubernetes.*\)") as failure:
+        resources_for()
+    assert failure.value.__notes__ == ["MLOPS_COMPUTE names it."]
 
 
 @pytest.mark.parametrize("name", ["staging", "production"])

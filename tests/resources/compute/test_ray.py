@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from resources.compute import NoWorkerError, WorkerLostError
+from resources.compute import NoWorkerError, Work, WorkerLostError
+from resources.compute.ray import _imported
 from resources.environment import PROJECT
 from tests.resources.compute.conftest import Do
 
@@ -65,6 +66,15 @@ def test_what_no_machine_holds_is_refused_at_once(do: Do) -> None:
     with pytest.raises(NoWorkerError, match=r"this machine has not 8 GPU and 4000\.0 GiB of memory\. It has \d+ CPU"):
         do("ray", "copy:copy", {}, resources={"gpus": 8, "memory_gb": 4000})
     assert time.monotonic() - began < AT_ONCE
+
+
+@pytest.mark.usefixtures("own_ray")
+def test_a_later_cluster_has_the_token_that_this_process_reads_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray reads it once, the processes that it starts each time: somebody put the environment back in between."""
+    before = os.environ["RAY_AUTH_TOKEN"]
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    _imported("", Work("none:none", {}))
+    assert os.environ["RAY_AUTH_TOKEN"] == before
 
 
 @pytest.mark.usefixtures("own_ray")

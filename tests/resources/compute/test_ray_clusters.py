@@ -104,7 +104,7 @@ def test_other_packages_are_named_before_a_job_begins(do: Do, far: Any, tmp_path
         do("ray", "copy:copy", {}, python=str(python), address=far.api)
 
 
-# -- with more nodes. They share one directory here, which the files sent to the job API do not bear: work of ours alone.
+# -- with more nodes. Here they share one directory, which code sent by the job API does not bear: it is not needed.
 
 
 def test_work_is_done_where_its_labels_are(do: Do, far: Any, address: str) -> None:
