@@ -25,6 +25,8 @@ from mlops_assets.links.spec import link_key
 if TYPE_CHECKING:
     from conftest import Endpoint, Platform, Ran
 
+pytestmark = pytest.mark.slow
+
 SPOILT, BUSY, SECOND_CUTOFF = date(2013, 7, 1), date(2013, 7, 7), "2013-07-08"
 HOUR = timedelta(hours=1)
 
@@ -75,7 +77,7 @@ class Story:
 def wait_for(true: Callable[[], bool]) -> None:
     import time
 
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not true():
         assert time.monotonic() < deadline, "it did not happen within 20 seconds"
         time.sleep(0.02)

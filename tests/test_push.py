@@ -21,6 +21,8 @@ from benchmarks.push import CODE, await_success, event, platform, runs_of
 from resources.environment import DAGSTER_URL, PROJECT
 from resources.events import LAUNCH_SECONDS, Event, Inbox, launch, push, web_server
 
+pytestmark = pytest.mark.slow
+
 RACED, NOBODY, DIED, AWAY, TWICE = map(event, ("raced", "nobody pushed", "pusher died", "server away", "pushed twice"))
 DRIFTS = (
     CODE

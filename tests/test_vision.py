@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CUTOFF, DAY = "2024-01-22", timedelta(days=1)
 CALM, INVERTED = datetime(2024, 1, 19, tzinfo=UTC), datetime(2024, 1, 25, tzinfo=UTC)
-pytestmark = pytest.mark.timeout(900)  # the story is told in one fixture: two trainings and an endpoint
+pytestmark = pytest.mark.slow
 REPORTS = ("predictions", "quality_report", "drift_report", "performance_report")
 
 

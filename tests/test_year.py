@@ -12,6 +12,8 @@ import pytest
 
 from resources.environment import PROJECT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def replayed(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
@@ -28,7 +30,6 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.Compl
     return ran, root.with_name("home.year")
 
 
-@pytest.mark.slow
 def test_every_claim_about_a_short_year_holds(replayed) -> None:
     """Nothing is lost or doubled, nothing promoted past its gate, nothing retrained without a cause; outage, duplicate,
     correction and bad release came to what they must.
@@ -40,7 +41,6 @@ def test_every_claim_about_a_short_year_holds(replayed) -> None:
     assert ran.returncode == 0
 
 
-@pytest.mark.slow
 def test_the_year_says_what_it_came_to(replayed) -> None:
     """A page, a picture, and a journal of every day."""
     _, root = replayed
@@ -49,7 +49,6 @@ def test_the_year_says_what_it_came_to(replayed) -> None:
     assert len((root / "year.jsonl").read_text().splitlines()) == 12
 
 
-@pytest.mark.slow
 def test_other_days_are_not_mixed_into_a_replay(replayed) -> None:
     """Its incidents would lie elsewhere, some of them in the past."""
     _, root = replayed

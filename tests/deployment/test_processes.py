@@ -27,7 +27,7 @@ from tests.mlops_assets.serving.conftest import MODEL, make_bundle
 from tests.resources.conftest import RedisServer, free_port, postgres_server, redis_binary, s3_server, wait_until
 
 __all__ = ["make_bundle", "postgres_server", "s3_server"]  # fixtures
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.slow
 RUN_SECONDS = 240
 LAUNCH = """
 mutation ($job: String!) {

@@ -17,8 +17,10 @@ import pytest
 
 from resources.environment import PROJECT, prepare_home
 
+pytestmark = pytest.mark.slow
+
 LONG_RUN = Path(__file__).with_name("long_run.py")
-WAIT_SECONDS = 90
+WAIT_SECONDS = 240
 
 
 @pytest.fixture

@@ -22,6 +22,8 @@ from faults.seen import agreed, noticed, online_alike, seen, told_versions, unfi
 if TYPE_CHECKING:
     from conftest import Platform
 
+pytestmark = pytest.mark.slow
+
 DAY, NEXT_DAY, THIRD_DAY = "2013-07-01", "2013-07-02", "2013-07-03"
 EVENING = datetime(2013, 7, 1, 22, tzinfo=UTC)
 

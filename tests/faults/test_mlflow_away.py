@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from conftest import Platform
 
+pytestmark = pytest.mark.slow
+
 
 class Door:
     """A port that leads to another one while it is open, and refuses while it is shut."""

@@ -54,7 +54,7 @@ HTTPServer(('127.0.0.1', int(sys.argv[2])), Answer).serve_forever()"""
 DYING = f"{NOTE}print('the reason\\nfor it', flush=True)\nsys.exit(3)"
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline

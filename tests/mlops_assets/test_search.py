@@ -24,6 +24,8 @@ from mlops_assets.search.over_processes import WORKER
 from mlops_assets.search.study import WARM_UP
 from resources.compute import NoWorkerError, WorkerLostError, WorkFailedError
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
 HERE = "test_search:trial"
 SPACE = {
     "rate": {"kind": "float", "low": 1e-3, "high": 1.0, "log": True},

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tests.resources.kubernetes.api_server import Api
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
     """Poll until the condition holds; the deadline is generous because machines are shared."""
     deadline = time.monotonic() + seconds
     while not condition():

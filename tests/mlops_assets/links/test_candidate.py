@@ -21,6 +21,8 @@ from resources.mlflow import MlflowResource
 if TYPE_CHECKING:
     from conftest import Platform
 
+pytestmark = pytest.mark.slow
+
 CUTOFF, TRAINING_SET = "2013-07-01", "flights/late_arrival/training_set"
 DAY = timedelta(days=1)
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     import dagster as dg
     from conftest import Platform
 
+pytestmark = pytest.mark.slow
+
 CUTOFF = "2013-07-01"
 TESTS = Path(__file__).parents[2]
 DECLARED = {

@@ -19,6 +19,8 @@ from mlops_assets.links.table import computed, table_asset
 from resources.lake import Lake, ParquetIOManager
 from resources.spark import session
 
+pytestmark = pytest.mark.slow
+
 DAY, LAST = "2013-01-12", "2013-01-13"
 
 

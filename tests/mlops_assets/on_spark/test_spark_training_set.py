@@ -34,6 +34,8 @@ from resources.compute import ComputeResource
 from resources.lake import Lake, ParquetIOManager
 from resources.spark import SETTINGS, point_in_time, session
 
+pytestmark = pytest.mark.slow
+
 START, DAYS, CUTOFF = datetime(2024, 3, 1, tzinfo=UTC), 10, "2024-03-11"
 daily = dg.DailyPartitionsDefinition("2024-03-01", end_date="2024-04-01")
 weekly = dg.WeeklyPartitionsDefinition("2024-03-04", end_date="2024-04-01", day_offset=1)

@@ -161,7 +161,7 @@ class Platform:
         return {variant.version: variant.weight for variant, _ in traffic.shares} if traffic else {}
 
     @staticmethod
-    def eventually(condition: Callable[[], Any], seconds: float = 10) -> None:
+    def eventually(condition: Callable[[], Any], seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not condition():
             assert time.monotonic() < deadline, "it did not happen in time"

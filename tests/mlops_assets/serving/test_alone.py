@@ -32,7 +32,7 @@ def publish(redis: Any) -> None:
         store.write("flights__route", [(("EWR", "BOS"), microseconds(NOON), {"delay": 4.0})])
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 20) -> None:
+def eventually(condition: Callable[[], Any], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -92,15 +92,17 @@ def ask(releases: OneRelease, path: str = PREDICT, body: Any = BODY, **options: 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(release: Release) -> None:
     """Two are answered at a time and two wait; the rest of ten get 429, all before the first answer."""
-    refused, model = threading.Event(), release.predictor
+    begun, refused, model = threading.Event(), threading.Event(), slow(release).predictor
 
     def wait(x: np.ndarray) -> np.ndarray:
-        assert refused.wait(60), "six of ten were not refused while the others waited"
+        assert not begun.is_set() or refused.wait(60), "six of ten were not refused while the others waited"
         return model(x)
 
     async def ten() -> tuple[list[httpx.Response], int]:
         one_release = OneRelease(replace(release, predictor=wait), "m:1", "1")
         async with client_of(one_release, admission=Admission(requests=4)) as (client, serving):
+            assert (await client.post(PREDICT, json=BODY)).status_code == 200  # by now the model is known to be slow
+            begun.set()
             answers: list[httpx.Response] = []
 
             async def one() -> None:

@@ -58,7 +58,7 @@ def ask(client: httpx.Client, **row: Any) -> dict[str, Any]:
     return answer
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 20) -> None:
+def eventually(condition: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

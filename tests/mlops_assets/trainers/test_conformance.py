@@ -31,6 +31,8 @@ from mlops_assets.trainers.graphs.graph import probes
 from mlops_assets.trainers.networks.fitting import NetTrainer
 from resources.hardware import Device, NoSuchDeviceError, this_machine
 
+pytestmark = pytest.mark.slow
+
 NET = {"hidden": [16], "epochs": 12, "learning_rate": 0.01, "batch_size": 64}
 SMALL: dict[str, dict[str, Any]] = {
     "xgboost": {"n_estimators": 20},

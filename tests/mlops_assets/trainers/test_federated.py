@@ -26,6 +26,8 @@ from mlops_assets.trainers.federation.rounds import FederationError
 from mlops_assets.training import train, training_arguments
 from resources.compute import ComputeResource, UnknownComputeError, Work, local
 
+pytestmark = pytest.mark.slow
+
 CUTOFF = datetime(2013, 2, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 NET: dict[str, Any] = {"hidden": [16], "learning_rate": 0.005, "epochs": 30, "patience": 6}

@@ -27,7 +27,7 @@ class Receiver:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     identities: list[str] = field(default_factory=list)
 
-    def wait_for(self, count: int, seconds: float = 15.0) -> list[dict[str, Any]]:
+    def wait_for(self, count: int, seconds: float = 60.0) -> list[dict[str, Any]]:
         deadline = time.monotonic() + seconds
         while len(self.bodies) < count:
             assert time.monotonic() < deadline, f"{len(self.bodies)} of {count} messages came in {seconds} s"

@@ -15,6 +15,8 @@ from resources.compute import ComputeResource, NoWorkerError, WorkerLostError, W
 from resources.spark import session
 from tests.resources.spark.cluster import cluster, free_port
 
+pytestmark = pytest.mark.slow
+
 HERE, OURS = "tests.resources.compute.errands", "tests.resources.spark.errands"
 Do = Callable[..., Any]
 

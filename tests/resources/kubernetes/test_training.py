@@ -26,7 +26,6 @@ def curves(platform: Platform, run: Any) -> dict[str, list[float]]:
     return {name: [point.value for point in mlflow.metric_history(run.info.run_id, name)] for name in sorted(told)}
 
 
-@pytest.mark.timeout(600)  # it trains three times, in processes that load everything anew
 def test_a_model_trained_in_a_pod_is_the_same_byte_for_byte(
     platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

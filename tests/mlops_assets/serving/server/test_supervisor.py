@@ -76,7 +76,7 @@ def workers(supervisor: subprocess.Popen[str]) -> set[int]:
     return {child.pid for child in found if child.status() != psutil.STATUS_ZOMBIE}
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 10) -> None:
+def eventually(condition: Callable[[], Any], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"

@@ -10,10 +10,11 @@ from mlops_assets.trainers.networks.network import Network
 from resources.compute import ComputeResource
 from tests.mlops_assets.trainers.distributed.fits import equal, fit
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+
 ERRAND = "tests.mlops_assets.trainers.distributed.fits:errand"
 
 
-@pytest.mark.timeout(900)  # a process of Ray's takes seconds to begin, and two teams are begun
 def test_a_training_on_ray_is_shared_there_and_survives_a_killed_worker(home: Path, tmp_path: Path) -> None:
     """Two workers on a cluster of two cores, one killed in the middle: all begin again from the last checkpoint.
 

@@ -26,6 +26,8 @@ from resources.environment import PROJECT
 from resources.hardware import CPU, Device
 from tests.mlops_assets.trainers.distributed.fits import NET, GivenUpError, equal, fit, killing, rows
 
+pytestmark = pytest.mark.slow
+
 RELATIVE = 1e-4  # of the loss: sums in another order come between, and nothing else
 WORKER = "mlops_assets.trainers.distributed.worker"
 
