@@ -23,7 +23,7 @@ up: setup  ## Dagster, MLflow and the endpoint together, until Ctrl-C
 	@exec $(BIN)/mlops up
 
 test: setup  ## all tests, on WORKERS=2 processes
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile
 
 lint: setup  ## ruff: rules and format
 	@$(BIN)/ruff check .

@@ -34,19 +34,6 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: a file that takes half a minute or more; left out by -m 'not slow'")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file stays together, all that starts Ray does, and those with slow tests begin first.
-
-    Two clusters at once are too much for a small machine, and at the end a slow file would keep everybody waiting.
-    """
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
-    for item in items:
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.partition("::")[0]))
-
-
 def use_home(monkeypatch: pytest.MonkeyPatch, root: Path) -> Path:
     monkeypatch.setenv("MLOPS_HOME", str(root))
     monkeypatch.setenv("MLOPS_ENV", "test")

@@ -24,7 +24,7 @@ from mlops_assets.search.over_processes import WORKER
 from mlops_assets.search.study import WARM_UP
 from resources.compute import NoWorkerError, WorkerLostError, WorkFailedError
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 HERE = "test_search:trial"
 SPACE = {

@@ -21,7 +21,7 @@ from resources.compute import (
 from resources.environment import PROJECT
 from tests.resources.compute.conftest import Do
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 HERE = "tests.resources.compute.errands"
 ELSEWHERE = ["subprocess", "ray"]  # the other kinds' own tests say it of theirs

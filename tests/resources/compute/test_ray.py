@@ -16,7 +16,7 @@ from resources.compute.ray import _imported
 from resources.environment import PROJECT
 from tests.resources.compute.conftest import Do
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 HERE = "tests.resources.compute.errands"
 AT_ONCE = 30.0  # seconds, on a machine that does much besides

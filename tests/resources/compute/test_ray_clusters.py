@@ -18,7 +18,7 @@ from resources.environment import PROJECT
 from tests.resources.compute.conftest import Do
 from tests.resources.conftest import free_port, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 HERE = "tests.resources.compute.errands"
 SOON, LONG = 60.0, 240.0  # seconds, on a machine that does much besides

@@ -9,7 +9,7 @@ import pytest
 from mlops_assets.record import file_hashes
 from tests.conftest import FIRST_CUTOFF, Platform
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 OF_THE_MACHINE = ("seconds", "hardware/", "search_")  # what a training took is no part of what came of it
 

@@ -10,7 +10,7 @@ from mlops_assets.trainers.networks.network import Network
 from resources.compute import ComputeResource
 from tests.mlops_assets.trainers.distributed.fits import equal, fit
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ray")]
+pytestmark = pytest.mark.slow
 
 ERRAND = "tests.mlops_assets.trainers.distributed.fits:errand"
 
