@@ -1,6 +1,7 @@
 """An asset that asks for work; one Ray cluster of this machine's own for a module, since starting one takes long."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,3 +55,15 @@ def own_ray() -> Iterator[None]:
         pytest.fail("RAY_ADDRESS names a cluster; these tests start their own. Unset it.")
     with cluster("", Work("none:none", {})):
         yield
+
+
+@pytest.fixture
+def other_python(tmp_path: Path) -> str:
+    """An interpreter of this environment but for Polars, which is another version where it looks first."""
+    other = tmp_path / "polars-0.1.0.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: polars\nVersion: 0.1.0\n")
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    return str(python)

@@ -95,15 +95,9 @@ def test_a_run_that_is_cancelled_ends_its_work(home: Path, address: str, tmp_pat
     assert run.returncode != 0
 
 
-def test_other_packages_are_named_before_a_job_begins(do: Do, far: Any, tmp_path: Path) -> None:
-    other = tmp_path / "polars-0.1.0.dist-info"
-    other.mkdir()
-    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: polars\nVersion: 0.1.0\n")
-    python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nPYTHONPATH="{tmp_path}:$PYTHONPATH" exec "{sys.executable}" "$@"\n')
-    python.chmod(0o755)
+def test_other_packages_are_named_before_a_job_begins(do: Do, far: Any, other_python: str) -> None:
     with pytest.raises(OtherEnvironmentError, match=r"polars 0\.1\.0 instead of \d"):
-        do("ray", "copy:copy", {}, python=str(python), address=far.api)
+        do("ray", "copy:copy", {}, python=other_python, address=far.api)
 
 
 # -- with more nodes. Here they share one directory, which code sent by the job API does not bear: it is not needed.
