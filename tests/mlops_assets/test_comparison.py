@@ -78,7 +78,7 @@ def test_an_interval_of_the_same_rows_is_narrower_than_one_of_different_rows() -
     assert high - low < np.std(apart) / 3
 
 
-@settings(max_examples=4)  # 1,200 samples each
+@settings(max_examples=10)
 @given(st.integers(0, 1_000))
 def test_who_is_called_champion_only_turns_the_sign(seed: int) -> None:
     """And the same rows give the same numbers: the draws are seeded."""
